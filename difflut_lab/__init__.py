@@ -1,0 +1,25 @@
+"""difflut_lab: a config-driven experiment framework for networks of lookup tables and ternary networks."""
+
+from difflut_lab.registry import (
+    REGISTRY,
+    register_data,
+    register_encoder,
+    register_head,
+    register_initializer,
+    register_layer,
+    register_model,
+    register_node,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "REGISTRY",
+    "register_data",
+    "register_encoder",
+    "register_head",
+    "register_initializer",
+    "register_layer",
+    "register_model",
+    "register_node",
+]

@@ -1,0 +1,6 @@
+"""Whole architectures, assembled from registered parts."""
+
+from difflut_lab.models.base import Model
+from difflut_lab.models.lut_mlp import LUTMLP
+
+__all__ = ["LUTMLP", "Model"]

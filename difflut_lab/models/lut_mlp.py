@@ -1,0 +1,154 @@
+"""A multilayer network of lookup tables: encoder, a stack of LUT layers, head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from difflut_lab import schema
+from difflut_lab.errors import ConfigError
+from difflut_lab.layers import BaseLUTLayer, LayerConfig
+from difflut_lab.models.base import Model
+from difflut_lab.registry import REGISTRY, register_model
+from difflut_lab.schema import PositiveInt
+from difflut_lab.seeding import derive_seed
+
+GROUPS = ("layer", "node", "layer_config")
+
+
+@register_model("lut_mlp")
+class LUTMLP(Model):
+    """Features to bits, bits through layers of lookup tables, output bits counted per class.
+
+    In evaluation mode the network is its truth tables; ``with soft(model):`` evaluates the relaxation instead.
+
+    Parameters
+    ----------
+    widths : list of int
+        Nodes per layer. A last width that is not a multiple of the classes is rounded up to one.
+    per_layer : mapping, optional
+        By layer index, settings of ``layer``, ``node`` and ``layer_config`` that are laid over the groups of the same
+        name, for example ``{0: {"layer": {"name": "learnable_routing", "candidates": 16}}}``. An entry with another
+        ``name`` replaces the group, one without is merged into it.
+    input_shape : tuple of int
+        Shape of one sample.
+    num_classes : int
+        Number of classes.
+    encoder, layer, node, head : mapping
+        ``name`` and options of the parts.
+    layer_config : mapping, optional
+        Fields of ``LayerConfig``.
+    seed : int
+        Every layer's wiring, initial values and flips derive from it, each from a stream of its own.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Annotated[list[PositiveInt], Field(min_length=1)],
+        per_layer: dict[int, dict[str, Any]] | None = None,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        encoder: Mapping[str, Any],
+        layer: Mapping[str, Any],
+        node: Mapping[str, Any],
+        head: Mapping[str, Any],
+        layer_config: Mapping[str, Any] | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        groups = {"layer": layer, "node": node, "layer_config": layer_config or {}}
+        widths = self.resolve({"widths": widths, "per_layer": per_layer}, groups, num_classes)["widths"]
+        self.encoder = REGISTRY.build("encoder", encoder, input_size=math.prod(input_shape))
+        size = self.encoder.output_size
+        layers = []
+        for index, (width, spec) in enumerate(zip(widths, _plan(widths, per_layer, groups), strict=True)):
+            bits_per_feature = self.encoder.bits_per_feature if index == 0 else None
+            layers.append(_build_layer(spec, size, width, bits_per_feature, derive_seed(seed, "layer", index)))
+            layers[-1].layer_index = index
+            size = width
+        self.layers = nn.Sequential(*layers)
+        self.head = REGISTRY.build("head", head, input_size=size, num_classes=num_classes)
+
+    @classmethod
+    def resolve(
+        cls, options: Mapping[str, Any], groups: Mapping[str, Any], num_classes: int | None = None
+    ) -> dict[str, Any]:
+        """Check ``per_layer``; with the number of classes known, round the last width up to a multiple of it."""
+        widths, per_layer = list(options["widths"]), options.get("per_layer")
+        _plan(widths, per_layer, groups)
+        if num_classes is not None:
+            widths[-1] = math.ceil(widths[-1] / num_classes) * num_classes
+        return {"widths": widths, "per_layer": per_layer or {}}
+
+    def calibrate(self, x: Tensor) -> None:
+        """Fit the encoder's thresholds on the training split, ``(S, *input_shape)``."""
+        self.encoder.fit(x)
+
+    @property
+    def num_tables(self) -> int:
+        """Number of lookup tables in the network."""
+        return sum(layer.output_size for layer in self.layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores ``(B, num_classes)`` of normalised features ``(B, *input_shape)``."""
+        scores: Tensor = self.head(self.layers(self.encoder(x)))
+        return scores
+
+
+def _plan(
+    widths: list[int], per_layer: Mapping[Any, Any] | None, groups: Mapping[str, Any]
+) -> list[dict[str, dict[str, Any]]]:
+    """The groups of each layer, ``per_layer`` laid over them and checked."""
+    plan = [{group: dict(groups[group]) for group in GROUPS} for _ in widths]
+    for index, overlay in (per_layer or {}).items():
+        prefix = f"model.per_layer.{index}"
+        # YAML has integer keys, the command line has words
+        if not str(index).isdecimal() or int(index) >= len(widths):
+            raise ConfigError(
+                f"{prefix}: there is no such layer; model.widths={widths} has layers 0 to {len(widths) - 1}."
+            )
+        if not isinstance(overlay, Mapping):
+            raise ConfigError(f"{prefix}={overlay!r}: must be a mapping of {', '.join(GROUPS)}.")
+        for group, values in overlay.items():
+            if group not in GROUPS:
+                raise ConfigError(f"Unknown key '{prefix}.{group}'. Allowed: {', '.join(GROUPS)}.")
+            values = {"name": values} if isinstance(values, str) else dict(values)
+            merged = _overlay(plan[int(index)][group], values)
+            if group == "layer_config":
+                merged = schema.validate(LayerConfig, merged, f"{prefix}.{group}")
+            else:
+                merged = schema.validate_part(group, merged, f"{prefix}.{group}")
+            plan[int(index)][group] = merged
+    return plan
+
+
+def _overlay(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A part of another name brings its own options; fan-in stays what it was unless it says otherwise."""
+    if values.get("name", base.get("name")) == base.get("name"):
+        return base | values
+    return ({"n": base["n"]} if "n" in base else {}) | values
+
+
+def _build_layer(
+    spec: Mapping[str, Mapping[str, Any]], input_size: int, output_size: int, bits_per_feature: int | None, seed: int
+) -> BaseLUTLayer:
+    options, node = dict(spec["layer"]), dict(spec["node"])
+    layer_class = REGISTRY.get("layer", options.pop("name"))
+    if "bits_per_feature" in schema.options(layer_class):
+        options["bits_per_feature"] = bits_per_feature
+    layer: BaseLUTLayer = layer_class(
+        input_size=input_size,
+        output_size=output_size,
+        node_type=node.pop("name"),
+        n=node.pop("n"),
+        node_kwargs=node,
+        layer_config=LayerConfig(**spec["layer_config"]),
+        seed=seed,
+        **options,
+    )
+    return layer

@@ -1,0 +1,147 @@
+"""Checkpoints: self-contained, safe to load, complete or not there."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difflut_lab.data import DataSet
+from difflut_lab.errors import CheckpointError
+from difflut_lab.training import plugins
+from difflut_lab.training.compose import build_model
+from difflut_lab.training.network import Network
+
+FORMAT = 1
+KEY = "difflut_lab"  # of our part beside Lightning's
+STATE_PREFIX = "network."
+# what decides the network's shape; training behaviour (layer_config among it) may change between two runs
+STRUCTURE = ("model", "encoder", "layer", "node", "head")
+
+
+def header(config: Mapping[str, Any], overrides: Sequence[str], data: DataSet) -> dict[str, Any]:
+    """What a checkpoint says of itself, as plain Python types.
+
+    Parameters
+    ----------
+    config : mapping
+        The checked configuration.
+    overrides : sequence of str
+        What the user typed.
+    data : DataSet
+        Gives input shape, class names and normalisation.
+    """
+    return {
+        "format": FORMAT,
+        "config": dict(config),
+        "overrides": list(overrides),
+        "plugins": list(config["plugins"]),
+        "input_shape": list(data.input_shape),
+        "class_names": list(data.class_names),
+        "mean": list(data.mean),
+        "std": list(data.std),
+    }
+
+
+def read(path: str | Path, key: str = "ckpt") -> dict[str, Any]:
+    """Read a checkpoint without running any code of the file.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+    key : str
+        The configuration key that named it, for messages.
+
+    Returns
+    -------
+    dict
+        Lightning's content, and ours under ``difflut_lab``.
+
+    Raises
+    ------
+    CheckpointError
+        If there is no such file, or it is not a checkpoint of this framework.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{key}={path}: there is no such file.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{key}={path}: cannot be read ({str(error).splitlines()[0]}).") from None
+    if not isinstance(content, dict) or KEY not in content:
+        raise CheckpointError(f"{key}={path}: is not a checkpoint of difflut_lab.")
+    if content[KEY]["format"] != FORMAT:
+        raise CheckpointError(
+            f"{key}={path}: has format {content[KEY]['format']}; this version of difflut_lab reads format {FORMAT}."
+        )
+    return content
+
+
+def load_network(path: str | Path) -> Network:
+    """Rebuild a trained network from its checkpoint alone, in evaluation mode: it is its truth tables.
+
+    Only registered parts are built. The plugins that the checkpoint names are imported first, from the working
+    directory or the import path.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``best.ckpt`` or ``last.ckpt``.
+
+    Raises
+    ------
+    CheckpointError, ConfigError
+        If the file is no checkpoint, or a part that it names is not registered.
+    """
+    content = read(path)
+    about = content[KEY]
+    plugins.load_plugins(about["plugins"])
+    model = build_model(about["config"], about["input_shape"], len(about["class_names"]))
+    network = Network(model, about["mean"], about["std"], about["class_names"])
+    load_weights(network, content, path)
+    return network.eval()
+
+
+def load_weights(network: Network, content: Mapping[str, Any], path: str | Path) -> None:
+    """Copy a checkpoint's weights into a network of the same structure."""
+    state = {name.removeprefix(STATE_PREFIX): value for name, value in content["state_dict"].items()}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
+        raise CheckpointError(f"ckpt={path}: its weights do not fit this network: {lines}") from None
+
+
+def check_same_structure(content: Mapping[str, Any], config: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to continue training from a checkpoint of another network.
+
+    Raises
+    ------
+    CheckpointError
+        Names the settings that differ, and the overrides that the checkpoint was trained with.
+    """
+    about = content[KEY]
+    there = dict(_leaves({group: about["config"].get(group) for group in STRUCTURE}))
+    here = dict(_leaves({group: config.get(group) for group in STRUCTURE}))
+    differing = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
+    if differing:
+        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in differing[:4])
+        more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+        raise CheckpointError(
+            f"ckpt={path}: belongs to another network: {shown}{more}. "
+            f"It was trained with: {' '.join(about['overrides']) or 'no overrides'}."
+        )
+    if "optimizer_states" not in content:
+        raise CheckpointError(f"ckpt={path}: holds weights only; training continues from last.ckpt.")
+
+
+def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, Mapping) and tree:
+        for key, value in tree.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, tree

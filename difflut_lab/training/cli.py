@@ -1,0 +1,127 @@
+"""The command line: plugins, Hydra's composition, one-line errors, and the function that Hydra calls per job."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from difflut_lab.errors import ConfigError, UserError
+from difflut_lab.registry import did_you_mean
+from difflut_lab.training import plugins, sweep
+from difflut_lab.training.paths import config_directory, register_resolvers
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Compose the configuration of ``sys.argv`` and train; exits with a status other than 0 after any failure."""
+    register_resolvers()
+    try:
+        overrides = _overrides(sys.argv[1:])
+        if plugins.load_plugins(_plugin_names(overrides)):
+            plugins.offer_parts()
+        _check_choices(overrides)
+    except UserError as error:
+        _stop(error)
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    decorated = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="train")
+    try:
+        decorated(run_job)()
+    finally:
+        # a job that Hydra cannot compose ends the sweep early: show what was done until then
+        sweep.finish()
+    if sweep.failed_jobs:
+        sys.exit(1)
+
+
+def run_job(config: DictConfig) -> float | None:
+    """Train once with a composed configuration.
+
+    Parameters
+    ----------
+    config : DictConfig
+        The composed configuration, without Hydra's own part.
+
+    Returns
+    -------
+    float or None
+        The hard accuracy on validation, for sweepers that optimise; None if the job failed in a sweep.
+    """
+    register_resolvers()
+    hydra_config = HydraConfig.get()
+    sweep_name = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
+    directory = Path(hydra_config.runtime.output_dir)
+    try:
+        # a launcher's process starts without what the parent imported
+        if plugins.load_plugins(config.plugins):
+            plugins.offer_parts()
+        from difflut_lab.training.run import run
+
+        return run(config, list(hydra_config.overrides.task), directory, sweep_name)
+    except Exception as error:
+        (directory / "error.txt").write_text(traceback.format_exc())
+        if sweep_name:
+            # the other jobs go on; the sweep's table and exit status tell
+            log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
+            return None
+        if isinstance(error, UserError):
+            _stop(error)
+        raise
+
+
+def _stop(error: UserError) -> None:
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        raise error
+    print(f"Error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _overrides(arguments: Sequence[str]) -> list[Override]:
+    """The overrides among the arguments; what does not parse is left for Hydra to complain about."""
+    parser = OverridesParser.create()
+    parsed = []
+    for argument in arguments:
+        if argument.startswith("-") or "=" not in argument:
+            continue
+        try:
+            parsed.append(parser.parse_override(argument))
+        except HydraException:
+            continue
+    return parsed
+
+
+def _plugin_names(overrides: Sequence[Override]) -> list[str]:
+    for override in overrides:
+        if override.key_or_group == "plugins":
+            value = override.value()
+            return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+    return []
+
+
+def _check_choices(overrides: Sequence[Override]) -> None:
+    """Name the choices of a group, and the nearest, before Hydra fails on one that does not exist."""
+    for override in overrides:
+        group = override.key_or_group
+        known = plugins.choices(group) if (config_directory() / group).is_dir() else []
+        if not known or override.is_delete():
+            continue
+        values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
+        for value in values:
+            for choice in value if isinstance(value, list) else [value]:
+                name = str(choice).removesuffix(".yaml")
+                if choice is not None and name not in known:
+                    raise ConfigError(
+                        f"Unknown {group} '{name}'.{did_you_mean(name, known)} Choices: {', '.join(known)}."
+                    )

@@ -1,0 +1,212 @@
+"""From what Hydra composed to a checked, plain configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from torch import nn
+
+from difflut_lab import schema
+from difflut_lab.errors import ConfigError
+from difflut_lab.layers import LayerConfig
+from difflut_lab.models import Model
+from difflut_lab.registry import REGISTRY, did_you_mean
+from difflut_lab.schema import PositiveInt, Seed
+
+log = logging.getLogger(__name__)
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The settings of a run that are not a group's."""
+
+    seed: Seed
+    # everything random derives from it, but for the split of the data
+
+    fan_in: PositiveInt
+    # inputs per node; node files refer to it
+
+    batch_size: PositiveInt
+    # samples per training step (per process)
+
+    eval_batch_size: PositiveInt
+    # samples per forward of validation and test
+
+    ckpt: str | None
+    # a last.ckpt to continue from
+
+    plugins: list[str]
+    # modules that register parts
+
+    fast_dev_run: bool
+    # one batch of everything
+
+
+LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
+
+
+def resolve(composed: DictConfig, overrides: Sequence[str]) -> Config:
+    """Check a composed configuration and make plain dictionaries of it.
+
+    Parameters
+    ----------
+    composed : DictConfig
+        What Hydra composed, without Hydra's own part.
+    overrides : sequence of str
+        What the user typed, such as ``["layer.name=learnable_routing"]``.
+
+    Returns
+    -------
+    dict
+        The same tree, interpolations resolved, every part's defaults filled in.
+
+    Raises
+    ------
+    ConfigError
+        Names the full key, the value and what is allowed.
+    """
+    config = _container(composed)
+    typed = {override.split("=", 1)[0].lstrip("+~") for override in overrides}
+    for group in ("model", "data"):
+        config[group] = _checked_part(group, config.get(group), typed)
+    model_class = model_of(config)
+    groups = groups_of(model_class)
+    _check_roots(config, groups, config["model"]["name"])
+    settings = {key: value for key, value in config.items() if key in RunSettings.__dataclass_fields__}
+    config |= schema.validate(RunSettings, settings, "")
+    for group in groups:
+        if group == "layer_config":
+            config[group] = schema.validate(LayerConfig, config.get(group) or {}, group)
+        else:
+            config[group] = _checked_part(group, config.get(group), typed)
+    own = {key: value for key, value in config["model"].items() if key != "name"}
+    config["model"] |= model_class.resolve(own, {group: config[group] for group in groups})
+    _check_library(config)
+    _check_combinations(config)
+    return config
+
+
+def model_of(config: Mapping[str, Any]) -> type[Model]:
+    """The class of the configured model."""
+    return REGISTRY.get("model", config["model"]["name"])  # type: ignore[return-value]  # registered parts are callables
+
+
+def groups_of(model_class: type[Model]) -> list[str]:
+    """The configuration groups that a model is assembled from: constructor arguments named like a kind of part."""
+    known = {*REGISTRY.kinds(), "layer_config"}
+    return [name for name in schema.options(model_class) if name in known]
+
+
+def build_model(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: int) -> Model:
+    """Build the configured model for a data set; the global random state is not touched."""
+    model_class = model_of(config)
+    declared = schema.options(model_class)
+    provided = {"input_shape": tuple(input_shape), "num_classes": num_classes, "seed": config["seed"]}
+    provided |= {group: config[group] for group in groups_of(model_class)}
+    own = {key: value for key, value in config["model"].items() if key != "name"}
+    return model_class(**{key: value for key, value in provided.items() if key in declared}, **own)
+
+
+def _container(composed: DictConfig) -> Config:
+    try:
+        container = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except (MissingMandatoryValue, InterpolationToMissingValueError) as error:
+        raise ConfigError(f"{error.full_key}: must be given.") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def _checked_part(group: str, values: Any, typed: set[str]) -> Config:
+    """Validate a part; where its name was typed over another part's file, that file's options are dropped."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{group}: must be given, one of {', '.join(REGISTRY.names(group))}.")
+    values = dict(values)
+    if f"{group}.name" in typed:
+        declared = schema.options(REGISTRY.get(group, values["name"], key=f"{group}.name"), REGISTRY.provided(group))
+        foreign = [
+            key for key in values if key != "name" and key not in declared and not _typed(f"{group}.{key}", typed)
+        ]
+        for key in foreign:
+            del values[key]
+        if foreign:
+            log.info("%s.name=%s: dropped %s, which it does not have.", group, values["name"], ", ".join(foreign))
+    return schema.validate_part(group, values, group)
+
+
+def _typed(key: str, typed: set[str]) -> bool:
+    return any(word == key or word.startswith(f"{key}.") for word in typed)
+
+
+def _check_roots(config: Config, groups: Sequence[str], model: str) -> None:
+    known = [*RunSettings.__dataclass_fields__, "model", "data", *groups, *LIBRARY_GROUPS]
+    for key in config:
+        if key not in known:
+            used = f" model={model} does not use it." if key in (*REGISTRY.kinds(), "layer_config") else ""
+            raise ConfigError(
+                f"Unknown key '{key}' (value {config[key]!r}).{used}{did_you_mean(key, known)} "
+                f"Allowed keys: {', '.join(known)}."
+            )
+
+
+def _check_library(config: Config) -> None:
+    for group, provided in (("optimizer", ("params",)), ("scheduler", ("optimizer",)), ("trainer", ())):
+        if config.get(group):
+            schema.validate_target(config[group], group, provided)
+    for group in ("callbacks", "logger"):
+        for name, values in (config.get(group) or {}).items():
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"{group}.{name}={values!r}: must be a mapping with a _target_.")
+            schema.validate_target(values, f"{group}.{name}", ("save_dir", "config", "overrides", "sweep"))
+    # built once on nothing, so that what their own checks refuse is refused before data is read
+    optimizer = instantiate(config["optimizer"], "optimizer", [nn.Parameter(torch.zeros(1))])
+    if config.get("scheduler"):
+        instantiate(config["scheduler"], "scheduler", optimizer)
+    trainer = config["trainer"]
+    for key in ("logger", "callbacks", "default_root_dir", "fast_dev_run"):
+        if key in trainer:
+            raise ConfigError(f"trainer.{key}: is set by the framework; use the group or key of that name.")
+    epochs = trainer.get("max_epochs")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(f"trainer.max_epochs={epochs}: must be a whole number, at least 1.")
+
+
+def _check_combinations(config: Config) -> None:
+    """Settings that are each allowed, but not together."""
+    layer_configs = {"layer_config": config.get("layer_config") or {}}
+    for index, overlay in (config["model"].get("per_layer") or {}).items():
+        layer_configs[f"model.per_layer.{index}.layer_config"] = overlay.get("layer_config") or {}
+    for key, values in layer_configs.items():
+        mode = values.get("grad_stabilization", "none")
+        if config["trainer"].get("precision") in ("16-mixed", 16, "16") and mode != "none":
+            raise ConfigError(
+                f"trainer.precision={config['trainer']['precision']} scales the loss, which "
+                f"{key}.grad_stabilization={mode} would undo: use trainer.precision=bf16-mixed or 32-true."
+            )
+
+
+def instantiate(values: Mapping[str, Any], key: str, *arguments: Any, **provided: Any) -> Any:
+    """Build a library part from its ``_target_``; those of ``provided`` that it declares are handed to it.
+
+    Raises
+    ------
+    ConfigError
+        If the part refuses its options.
+    """
+    target = schema.locate(values["_target_"], f"{key}._target_")
+    declared = schema.options(target)
+    options = {name: value for name, value in values.items() if name != "_target_"}
+    options |= {name: value for name, value in provided.items() if name in declared}
+    try:
+        return target(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error

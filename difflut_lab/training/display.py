@@ -1,0 +1,89 @@
+"""What a run prints: its settings before, its results after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from difflut_lab.training.compose import RunSettings
+
+
+def show_config(config: Mapping[str, Any], directory: Path) -> None:
+    """Print the resolved configuration, a line per part.
+
+    Parameters
+    ----------
+    config : mapping
+        The checked configuration.
+    directory : Path
+        The run directory, named below the table.
+    """
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold cyan", no_wrap=True)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    settings = {key: value for key, value in config.items() if key in RunSettings.__dataclass_fields__}
+    table.add_row("run", "", _words({key: value for key, value in settings.items() if value not in (None, [], False)}))
+    for key, value in config.items():
+        if key in settings or not value:
+            continue
+        if "name" in value or "_target_" in value or key == "layer_config":
+            _add(table, key, value)
+        else:
+            for name, part in value.items():
+                _add(table, key, part, name)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{directory}\n", style="dim", soft_wrap=True, highlight=False)
+
+
+def show_results(results: Mapping[str, Any], directory: Path) -> None:
+    """Print the final table.
+
+    Parameters
+    ----------
+    results : mapping
+        The content of ``metrics.json``.
+    directory : Path
+        The run directory.
+    """
+    table = Table(show_header=False, title="Results", title_justify="left")
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_row("test accuracy, hard (truth tables)", f"{100 * results['test/acc']:.2f} %")
+    table.add_row("test accuracy, soft (relaxation)", f"{100 * results['test/acc_soft']:.2f} %")
+    table.add_row("discretisation gap", f"{100 * results['test/gap']:.2f} points")
+    table.add_row(f"validation accuracy (best, epoch {results['best_epoch']})", f"{100 * results['val/acc']:.2f} %")
+    table.add_row("parameters", f"{results['parameters']:,}")
+    table.add_row("tables", f"{results['tables']:,}")
+    table.add_row("epochs", f"{results['epochs']}")
+    table.add_row("seconds of training", f"{results['train/seconds']:.1f}")
+    console = Console()
+    console.print()
+    console.print(table)
+    console.print(f"{directory}", soft_wrap=True, highlight=False)
+
+
+def _add(table: Table, key: str, value: Mapping[str, Any], name: str | None = None) -> None:
+    title = value.get("name") if "_target_" not in value else name or value["_target_"].rpartition(".")[2]
+    options = {word: option for word, option in value.items() if word not in ("_target_", "name") or word != "name"}
+    options.pop("_target_", None)
+    if "_target_" not in value:
+        options.pop("name", None)
+    table.add_row(key, str(title or ""), _words(options))
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key}={_value(value)}" for key, value in options.items() if value is not None)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_value(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_value(part) for part in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

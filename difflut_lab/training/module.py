@@ -1,0 +1,183 @@
+"""The Lightning module: loss, hard and soft accuracy, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics.classification import MulticlassAccuracy
+
+from difflut_lab.errors import TrainingError
+from difflut_lab.layers import soft
+from difflut_lab.training.checkpoint import KEY
+from difflut_lab.training.compose import instantiate
+from difflut_lab.training.network import Network
+
+CHECK_EVERY = 50  # steps between looks at the loss: each is a wait for the accelerator
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(L.LightningModule):
+    """Trains a network with cross-entropy; measures it hard (as truth tables) and soft (as its relaxation).
+
+    Logged once an epoch: ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc`` (hard), ``val/acc_soft``,
+    ``val/gap`` (soft minus hard), ``lr``.
+
+    Parameters
+    ----------
+    network : Network
+        Raw features to class scores.
+    config : mapping
+        The checked configuration.
+    header : mapping
+        What checkpoints say of themselves.
+    """
+
+    def __init__(self, network: Network, config: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.header = header
+        num_classes = len(network.class_names)
+        self.hard_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.soft_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self._count = 0
+        self._loss_sum = torch.zeros(())
+        self._correct = torch.zeros((), dtype=torch.int64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores ``(B, C)`` of raw features ``(B, *input_shape)``."""
+        scores: Tensor = self.network(x)
+        return scores
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer and scheduler that the configuration names by ``_target_``."""
+        optimizer = instantiate(self.config["optimizer"], "optimizer", self.network.parameters())
+        if not self.config["scheduler"]:
+            return optimizer  # type: ignore[no-any-return]  # an optimizer, by the configuration
+        scheduler = instantiate(self.config["scheduler"], "scheduler", optimizer)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": "val/loss"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write the header; metrics in progress are not part of a checkpoint."""
+        checkpoint[KEY] = dict(self.header)
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's sums."""
+        self._count = 0
+        self._loss_sum = torch.zeros((), device=self.device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        # read here, because the scheduler steps before validation
+        self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Cross-entropy of one batch; sums stay on the device."""
+        x, y = batch
+        scores = self(x)
+        loss = F.cross_entropy(scores, y)
+        self._count += len(y)
+        self._loss_sum += loss.detach() * len(y)
+        self._correct += (scores.detach().argmax(dim=1) == y).sum()
+        if batch_index % CHECK_EVERY == 0:
+            self._check_finite(x)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Hard and soft accuracy of one batch of validation."""
+        self._evaluate(batch)
+
+    def test_step(self, batch: Batch, batch_index: int) -> None:
+        """Hard and soft accuracy of one batch of test."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Stop where the epoch left something that is not finite, before anything is saved; start the sums."""
+        self._check_finite(next(iter(self.trainer.train_dataloader))[0].to(self.device))  # type: ignore[arg-type]
+        self._start_evaluation()
+
+    def on_test_epoch_start(self) -> None:
+        """Start the sums of test."""
+        self._start_evaluation()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch's results on training and validation."""
+        self.log_dict(
+            {"train/loss": self._loss_sum / self._count, "train/acc": self._correct / self._count}, sync_dist=True
+        )
+        self.log("lr", self._learning_rate)
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the results on test."""
+        self._log_evaluation("test")
+
+    def _start_evaluation(self) -> None:
+        self._eval_count = 0
+        self._eval_loss = torch.zeros((), device=self.device)
+
+    def _evaluate(self, batch: Batch) -> None:
+        x, y = batch
+        scores = self(x)
+        self._eval_count += len(y)
+        self._eval_loss += F.cross_entropy(scores, y, reduction="sum")
+        self.hard_accuracy.update(scores.argmax(dim=1), y)
+        with soft(self.network):
+            self.soft_accuracy.update(self(x).argmax(dim=1), y)
+
+    def _log_evaluation(self, stage: str) -> None:
+        hard, soft_ = self.hard_accuracy.compute(), self.soft_accuracy.compute()
+        self.hard_accuracy.reset()
+        self.soft_accuracy.reset()
+        self.log_dict({f"{stage}/acc": hard, f"{stage}/acc_soft": soft_, f"{stage}/gap": soft_ - hard})
+        self.log(f"{stage}/loss", self._eval_loss / self._eval_count, sync_dist=True)
+
+    def _check_finite(self, x: Tensor) -> None:
+        # a bank of hard nodes gives bits whatever its table holds: look at the parameters, too
+        total = self._loss_sum.detach() + sum(parameter.detach().sum() for parameter in self.network.parameters())
+        if not torch.isfinite(total):
+            raise TrainingError(
+                f"Training stopped in epoch {self.current_epoch}: {first_not_finite(self.network, x)}. "
+                "The checkpoints are those of the last good epoch."
+            )
+
+
+def first_not_finite(network: nn.Module, x: Tensor) -> str:
+    """Say where a network first holds or computes something that is not finite.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The network.
+    x : Tensor
+        A batch to look for it with, ``(B, *input_shape)``.
+    """
+    for name, module in network.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False):
+            if not torch.isfinite(parameter).all():
+                return f"'{parameter_name}' of {name} ({type(module).__name__}) is not finite"
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and not torch.isfinite(output).all():
+                found.append(f"the output of {name} ({type(module).__name__}) is not finite")
+
+        return look
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules()]
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else "the loss is not finite"

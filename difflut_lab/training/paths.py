@@ -1,0 +1,101 @@
+"""Where configurations come from and where runs go."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+WORDS_LENGTH = 100  # characters of a directory name that overrides may take: file systems stop at 255
+
+
+def config_directory() -> Path:
+    """The Hydra tree: inside an installed package, or beside the package in a source checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def override_words(overrides: Sequence[str]) -> str:
+    """The overrides as a piece of a file name: ``layer=random_routing,node.n=4``, shortened when long."""
+    words = ",".join(re.sub(r"[^\w.=,+-]+", "-", override.removeprefix("+")) for override in overrides)
+    return words if len(words) <= WORDS_LENGTH else words[: WORDS_LENGTH - 1] + "~"
+
+
+def config_hash(config: Any) -> str:
+    """Eight hexadecimal digits that identify a configuration, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def register_resolvers() -> None:
+    """Register the two interpolations that ``train.yaml`` names its directories with."""
+    # cached: a run asks for its directory several times, a sweep's jobs share their parent's answer
+    OmegaConf.register_new_resolver("claim_directory", _claim_directory, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("job_words", _job_words, replace=True)
+
+
+def _claim_directory(parent: str, *, _root_: DictConfig) -> str:
+    """Make a directory that no other run has, and return its path."""
+    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{_job_words(_root_=_root_)}"
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 1000):
+        path = Path(parent) / (name if attempt == 1 else f"{name}_{attempt}")
+        try:
+            path.mkdir()  # fails where it exists: two starts in one second never share a directory
+        except FileExistsError:
+            continue
+        return str(path)
+    raise FileExistsError(f"{parent}/{name}: a thousand runs have this name")
+
+
+def _job_words(*, _root_: DictConfig) -> str:
+    """The typed overrides and the hash of the resolved configuration."""
+    words = override_words(_root_.hydra.overrides.task)
+    task = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+    try:
+        content = OmegaConf.to_container(task, resolve=True)
+    except OmegaConfBaseException:
+        content = OmegaConf.to_container(task, resolve=False)  # the run itself reports what does not resolve
+    return "_".join(part for part in (words, config_hash(content)) if part)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces it, complete and synced to disk, when the block ends well."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def git_revision() -> str | None:
+    """The commit of the working directory, ``-dirty`` added where files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

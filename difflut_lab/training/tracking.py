@@ -1,0 +1,91 @@
+"""Loggers: wandb as a run should look there, and any other that Lightning knows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.loggers import Logger, WandbLogger
+
+from difflut_lab.training.compose import instantiate
+from difflut_lab.training.paths import override_words
+
+
+def build_loggers(
+    config: Mapping[str, Any], directory: Path, overrides: Sequence[str], sweep: str | None
+) -> list[Logger]:
+    """Build the configured loggers.
+
+    Parameters
+    ----------
+    config : mapping
+        The checked configuration.
+    directory : Path
+        The run directory, where loggers write.
+    overrides : sequence of str
+        What the user typed; it names the run.
+    sweep : str, optional
+        The name of the sweep that the run belongs to.
+    """
+    return [
+        instantiate(values, f"logger.{name}", save_dir=str(directory), config=config, overrides=overrides, sweep=sweep)
+        for name, values in (config["logger"] or {}).items()
+    ]
+
+
+def wandb_logger(
+    *,
+    mode: Literal["offline", "online", "disabled"] = "offline",
+    project: str = "difflut_lab",
+    entity: str | None = None,
+    name: str | None = None,
+    group: str | None = None,
+    tags: list[str] | None = None,
+    save_dir: str,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    sweep: str | None,
+) -> WandbLogger:
+    """Start a wandb run: named by its overrides, grouped by sweep, tagged by its parts, plotted over epochs.
+
+    Parameters
+    ----------
+    mode : {"offline", "online", "disabled"}
+        Offline writes ``save_dir/wandb`` and needs no account; ``wandb sync`` uploads it.
+    project, entity : str, optional
+        Where wandb files the run.
+    name, group : str, optional
+        The run's name and group; by default its overrides and its sweep.
+    tags : list of str, optional
+        Added to the names of model, data set, layer and node.
+    save_dir, config, overrides, sweep
+        Supplied by ``build_loggers``.
+    """
+    import wandb
+
+    parts = [config[key]["name"] for key in ("model", "data", "layer", "node") if key in config]
+    logger = WandbLogger(
+        save_dir=save_dir,
+        project=project,
+        name=name or override_words(overrides) or "defaults",
+        mode=mode,
+        entity=entity,
+        group=group or sweep,
+        tags=list(dict.fromkeys([*parts, *(tags or [])])),
+        config={**config, "overrides": list(overrides)},
+        # the run directory may be moved: nothing of it stays in the home directory
+        settings=wandb.Settings(silent=True, x_disable_meta=False),
+    )
+    if mode != "disabled":
+        for metric in ("train/*", "val/*", "test/*", "lr"):
+            logger.experiment.define_metric(metric, step_metric="epoch")
+    return logger
+
+
+def close_loggers() -> None:
+    """End the wandb run, if one was started, so that the next job of a sweep starts its own."""
+    import sys
+
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()

@@ -1,0 +1,32 @@
+"""Test accuracy of a checkpoint: ``python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data.root=DIR]``."""
+
+import argparse
+import sys
+
+from omegaconf import OmegaConf
+
+from difflut_lab.errors import ConfigError, UserError
+from difflut_lab.training.evaluate import evaluate
+
+
+def main() -> None:
+    """Read ``key=value`` words from the command line and print the accuracies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="+", metavar="ckpt=PATH | data.KEY=VALUE")
+    words = OmegaConf.to_container(OmegaConf.from_dotlist(parser.parse_args().words))
+    assert isinstance(words, dict)
+    try:
+        unknown = [str(key) for key in words if key not in ("ckpt", "data")]
+        if unknown or "ckpt" not in words:
+            raise ConfigError(f"Unknown key '{unknown[0]}'." if unknown else "ckpt=PATH must be given.")
+        results = evaluate(str(words["ckpt"]), words.get("data"))
+    except UserError as error:
+        sys.exit(f"Error: {error}")
+    print(f"test accuracy, hard (truth tables)  {100 * results['test/acc']:.2f} %")
+    print(f"test accuracy, soft (relaxation)    {100 * results['test/acc_soft']:.2f} %")
+    print(f"discretisation gap                  {100 * results['test/gap']:.2f} points")
+    print(f"test loss                           {results['test/loss']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import lightning as L
@@ -39,7 +40,7 @@ class Batches:
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        self.sampler = self  # where Lightning looks for set_epoch
+        self.sampler = self.batch_sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration has."""
@@ -47,11 +48,18 @@ class Batches:
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self._order()) // self.batch_size) if self.world_size > 1 else -(-self._size // self.batch_size)
+        return math.ceil(self._share / self.batch_size)
 
     @property
     def _size(self) -> int:
         return len(self.split.y)
+
+    @property
+    def _share(self) -> int:
+        """Samples of this process."""
+        if self.seed is None:
+            return len(range(self.rank, self._size, self.world_size))
+        return math.ceil(self._size / self.world_size)
 
     def _order(self) -> Tensor:
         if self.seed is None:

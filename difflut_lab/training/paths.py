@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,24 +40,39 @@ def config_hash(config: Any) -> str:
 
 
 def register_resolvers() -> None:
-    """Register the two interpolations that ``train.yaml`` names its directories with."""
-    # cached: a run asks for its directory several times, a sweep's jobs share their parent's answer
-    OmegaConf.register_new_resolver("claim_directory", _claim_directory, replace=True, use_cache=True)
+    """Register the interpolation that ``train.yaml`` names directories with."""
     OmegaConf.register_new_resolver("job_words", _job_words, replace=True)
 
 
-def _claim_directory(parent: str, *, _root_: DictConfig) -> str:
-    """Make a directory that no other run has, and return its path."""
-    name = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{_job_words(_root_=_root_)}"
-    Path(parent).mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, 1000):
-        path = Path(parent) / (name if attempt == 1 else f"{name}_{attempt}")
-        try:
-            path.mkdir()  # fails where it exists: two starts in one second never share a directory
-        except FileExistsError:
-            continue
-        return str(path)
-    raise FileExistsError(f"{parent}/{name}: a thousand runs have this name")
+class ClaimDirectory(Callback):
+    """Hydra callback: gives the run or the sweep a directory that no other has, unless the user named one."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim ``hydra.run.dir``."""
+        if not _is_typed("hydra.run.dir", config):
+            config.hydra.run.dir = claim(config.hydra.run.dir)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Claim ``hydra.sweep.dir``, for all jobs."""
+        if not _is_typed("hydra.sweep.dir", config):
+            config.hydra.sweep.dir = claim(config.hydra.sweep.dir)
+            # every job is composed anew, from these
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{config.hydra.sweep.dir}'")
+
+
+def claim(directory: str) -> str:
+    """Make a directory, a number added to its name where there is one already, and return its path."""
+    Path(directory).parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        path = Path(directory if number == 1 else f"{directory}_{number}")
+        with suppress(FileExistsError):
+            path.mkdir()  # one of two processes fails: two starts in one second never share a directory
+            return str(path)
+    raise AssertionError  # count has no end
+
+
+def _is_typed(key: str, config: DictConfig) -> bool:
+    return any(override.lstrip("+").startswith(f"{key}=") for override in config.hydra.overrides.hydra)
 
 
 def _job_words(*, _root_: DictConfig) -> str:

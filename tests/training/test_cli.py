@@ -1,0 +1,82 @@
+"""What a person sees on the command line; a process costs seconds, so each test looks at much."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["model.widths=[20]", "trainer=cpu", "trainer.max_epochs=1", "data.val_fraction=0.5"]
+
+
+def start(*words, cwd=ROOT, script="train.py", **environment):
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *words],
+        capture_output=True, text=True, timeout=300, cwd=cwd, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def inspect(run):
+    command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(run)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_a_run_tells_what_it_does_and_wandb_can_read_it_back(tmp_path):
+    result = start("layer=random_routing", *QUICK, f"hydra.run.dir={tmp_path}/run", WANDB_MODE="offline")
+    assert result.returncode == 0, result.stderr
+    for word in ("random_routing", "distributive_thermometer", "epoch 1/1", "test accuracy, hard", "20", str(tmp_path)):
+        assert word in result.stdout
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    shown = json.loads(inspect(offline))
+    text = json.dumps(shown)
+    assert "layer_config" in text, "the configuration is nested"
+    assert "test/acc" in text
+    assert str(metrics["test/acc"])[:6] in text
+    evaluated = start(f"ckpt={tmp_path}/run/checkpoints/best.ckpt", script="scripts/evaluate.py")
+    assert f"{100 * metrics['test/acc']:.2f} %" in evaluated.stdout
+    assert f"{100 * metrics['test/acc_soft']:.2f} %" in evaluated.stdout
+
+
+def test_a_sweep_with_a_plugin_and_a_failing_job_ends_with_one_table(tmp_path):
+    (tmp_path / "my_layers.py").write_text((ROOT / "examples" / "my_layers.py").read_text())
+    result = start(
+        "-m", "plugins=[my_layers]", "layer=my_layer", "layer.span=16,-1,32", "logger=none", *QUICK, cwd=tmp_path
+    )  # fmt: skip
+    assert result.returncode == 1, "a failed job is told by the exit status, too"
+    (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
+    with open(sweep / "summary.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["layer.span"] for row in rows] == ["16", "-1", "32"]
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert "3 trainings" in result.stdout
+    assert "layer.span=-1: must be at least 1." in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert (sweep / rows[1]["directory"] / "error.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["layer=random_ruting"], "Error: Unknown layer 'random_ruting'. Did you mean 'random_routing'? Choices: feature_wise_groups"),
+        (["node.n=20"], "Error: node.n=20: "),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_line_and_a_status(words, message, tmp_path):
+    result = start(*words, cwd=tmp_path)
+    assert result.returncode != 0
+    assert result.stderr.startswith(message)
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+
+
+def test_help_lists_groups_and_choices_of_plugins_too(tmp_path):
+    (tmp_path / "my_layers.py").write_text((ROOT / "examples" / "my_layers.py").read_text())
+    result = start("plugins=[my_layers]", "--help", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "layer: feature_wise_groups, learnable_routing, my_custom_layer, my_layer, random_routing" in result.stdout
+    assert "experiment" in result.stdout

@@ -1,0 +1,10 @@
+"""The arithmetic that must be fast: soft and hard table lookup, learnable routing, bit flips, gradient tables."""
+
+from difflut_lab.ops.efd import efd_table
+from difflut_lab.ops.flips import Flips, flip_mask
+from difflut_lab.ops.interpolate import interpolate
+from difflut_lab.ops.lookup import lookup
+from difflut_lab.ops.route import route
+from difflut_lab.ops.wiring import Wiring
+
+__all__ = ["Flips", "Wiring", "efd_table", "flip_mask", "interpolate", "lookup", "route"]

@@ -1,0 +1,158 @@
+"""Random bit flips, drawn by counter: the same on every device, in any order, without state.
+
+Philox4x32-10 (Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, SC 2011). The counter of a draw is
+(sample // 8, node * n + slot, step, layer), the key is the seed; its four words hold the halfwords of eight samples,
+low half first. A slot flips where its halfword is below round(65536 p).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from difflut_lab.ops.shapes import chunks
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+WORD = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Flips of one forward: every routed copy of an input, on its own, becomes 1 - x with a probability."""
+
+    probability: float
+    # from 0 to 1, to the nearest of 1/65536
+
+    seed: int
+    # 64 bits are used
+
+    step: Tensor
+    # int64 scalar: the number of the forward
+
+    layer: int = 0
+    # layers with one seed draw different flips
+
+    sample_offset: int = 0
+    # index of the batch's first sample in the global batch
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ValueError(f"probability={self.probability}: must be from 0 to 1.")
+
+    @property
+    def threshold(self) -> int:
+        """A slot flips where its 16 random bits are below this."""
+        return round(65536 * self.probability)
+
+
+def flip_mask(flips: Flips, num_nodes: int, n: int, batch: int) -> Tensor:
+    """Which routed inputs flip.
+
+    Parameters
+    ----------
+    flips : Flips
+        Probability and counters.
+    num_nodes, n, batch : int
+        N, n and B.
+
+    Returns
+    -------
+    Tensor
+        bool ``(N, n, B)``, on the device of ``flips.step``.
+    """
+    packed = packed_flips(
+        flips.threshold,
+        flips.seed,
+        flips.step,
+        flips.layer,
+        flips.sample_offset,
+        (num_nodes, n, batch),
+        flips.step.device,
+    )
+    return unpack(packed, flips.sample_offset, batch).bool()
+
+
+def groups(sample_offset: int, batch: int) -> int:
+    """How many groups of eight samples, counted from sample 0, the batch touches."""
+    return (sample_offset % 8 + batch + 7) // 8
+
+
+def packed_flips(
+    threshold: int,
+    seed: int,
+    step: Tensor,
+    layer: int,
+    sample_offset: int,
+    shape: tuple[int, int, int],
+    device: torch.device,
+) -> Tensor:
+    """The flips of a batch, eight samples to a byte.
+
+    Parameters
+    ----------
+    threshold, seed, step, layer, sample_offset
+        As in ``Flips``.
+    shape : tuple of int
+        ``(N, n, B)``
+    device : torch.device
+        Where to draw.
+
+    Returns
+    -------
+    Tensor
+        uint8 ``(N, n, groups)``; bit i of a byte is the sample with i = sample mod 8.
+    """
+    num_nodes, n, batch = shape
+    count = groups(sample_offset, batch)
+    packed = torch.empty(num_nodes * n, count, dtype=torch.uint8, device=device)
+    first = sample_offset // 8
+    samples = torch.arange(first, first + count, device=device)
+    key = (seed & WORD, seed >> 32 & WORD)
+    for part in chunks(num_nodes * n, 8 * count, device):
+        slots = torch.arange(part.start, part.stop, device=device).unsqueeze(1)
+        words = philox4x32(samples, slots, step & WORD, torch.tensor(layer & WORD), key)
+        byte = packed[part].zero_()
+        for index, word in enumerate(words):
+            byte |= (word & 0xFFFF < threshold).to(torch.uint8) << 2 * index
+            byte |= (word >> 16 < threshold).to(torch.uint8) << 2 * index + 1
+    return packed.view(num_nodes, n, count)
+
+
+def unpack(packed: Tensor, sample_offset: int, batch: int) -> Tensor:
+    """uint8 0 or 1, ``(N, n, B)``, of ``packed_flips``."""
+    bits = packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
+    return bits.flatten(-2).narrow(-1, sample_offset % 8, batch)
+
+
+def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: tuple[int, int]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 of counters that broadcast against each other.
+
+    Parameters
+    ----------
+    c0, c1, c2, c3 : Tensor
+        int64 words of the counter, below 2^32. While they differ in shape, the first rounds work on small tensors.
+    key : tuple of int
+        Two words.
+
+    Returns
+    -------
+    tuple of Tensor
+        Four int64 words below 2^32.
+    """
+    for _ in range(ROUNDS):
+        high0, low0 = _multiply(MULTIPLIERS[0], c0)
+        high1, low1 = _multiply(MULTIPLIERS[1], c2)
+        c0, c1, c2, c3 = high1 ^ (c1 ^ key[0]), low1, high0 ^ (c3 ^ key[1]), low0
+        key = (key[0] + KEY_STEPS[0] & WORD, key[1] + KEY_STEPS[1] & WORD)
+    return tuple(torch.broadcast_tensors(c0, c1, c2, c3))
+
+
+def _multiply(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
+    """High and low word of a 32 x 32 bit product."""
+    # factor - 2^32 is above -2^31, so that the signed product cannot overflow; the high word then lacks one `word`.
+    product = word * (factor - (1 << 32))
+    return (product >> 32) + word, product & WORD

@@ -1,0 +1,71 @@
+"""Hard lookup in plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from difflut_lab.ops.flips import unpack
+from difflut_lab.ops.shapes import chunks, compute_dtype, feature_major
+from difflut_lab.ops.wiring import gather_rows, sum_over_readers
+
+
+def forward(
+    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, packed: Tensor | None, sample_offset: int
+) -> tuple[Tensor, Tensor]:
+    """See ``lookup``; returns the entries and their addresses (uint8 up to n = 8, else int16), both ``(N, B)``."""
+    bits = feature_major((x >= 0.5).view(torch.uint8))
+    num_nodes, batch = table.shape[0], x.shape[0]
+    address = torch.empty(num_nodes, batch, dtype=torch.uint8 if n <= 8 else torch.int16, device=x.device)
+    y = table.new_empty(num_nodes, batch)
+    for nodes in chunks(num_nodes, 2 * batch, x.device):
+        routed = gather_rows(bits, indices, nodes, n)
+        if packed is not None:
+            routed = routed ^ unpack(packed[nodes], sample_offset, batch)
+        if padded and indices is not None:
+            routed = routed.masked_fill((indices[nodes] < 0).unsqueeze(2), 0)
+        part = address[nodes].copy_(routed[:, 0])
+        for k in range(1, n):
+            part |= routed[:, k].to(part.dtype) << k
+        torch.gather(table[nodes], 1, part.long(), out=y[nodes])
+    return y, address
+
+
+def backward(
+    gradient: Tensor,
+    address: Tensor,
+    table: Tensor,
+    slope: Tensor | None,
+    inverse: tuple[Tensor, Tensor] | None,
+    want_x: bool,
+    want_table: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x, as ``(F, B)``, and of the table ``(N, K)``; None for one that is not wanted.
+
+    ``slope`` is the input gradient as a table, ``(N, n, K)``.
+    """
+    dtype = compute_dtype(gradient, table)
+    outputs = feature_major(gradient.to(dtype))
+    num_nodes, batch = address.shape
+    table_gradient = _add_at(address, outputs, table.shape[1]) if want_table else None
+    if not want_x or slope is None:
+        return None, table_gradient
+    slope = slope.to(dtype)
+    n = slope.shape[1]
+    slot_gradient = outputs.new_empty(num_nodes, n, batch)
+    for nodes in chunks(num_nodes, 2 * n * batch, address.device):
+        part = slot_gradient[nodes]
+        torch.gather(slope[nodes], 2, address[nodes].long().unsqueeze(1).expand(part.shape), out=part)
+        part *= outputs[nodes].unsqueeze(1)
+    x_gradient = slot_gradient.flatten(0, 1)
+    return x_gradient if inverse is None else sum_over_readers(x_gradient, *inverse), table_gradient
+
+
+def _add_at(address: Tensor, values: Tensor, entries: int) -> Tensor:
+    """Sum ``values`` ``(N, B)`` at their addresses, in a fixed order; ``(N, entries)``."""
+    total = values.new_zeros(values.shape[0], entries)
+    if values.device.type == "cpu":
+        return total.scatter_add_(1, address.long(), values)
+    # scatter_add_ is atomic on an accelerator; index_put_ sorts first
+    nodes = torch.arange(values.shape[0], device=values.device).unsqueeze(1).expand(values.shape)
+    return total.index_put_((nodes, address.long()), values, accumulate=True)

@@ -25,7 +25,9 @@ def test_the_getters_look_in_their_own_kind():
 def test_an_unknown_name_suggests_the_nearest_and_lists_all():
     with pytest.raises(ConfigError) as error:
         REGISTRY.get_layer("random_ruting")
-    assert str(error.value).startswith("Unknown layer 'random_ruting'. Did you mean 'random_routing'? Registered layers: ")
+    assert str(error.value).startswith(
+        "Unknown layer 'random_ruting'. Did you mean 'random_routing'? Registered layers: "
+    )
     assert "feature_wise_groups, learnable_routing, random_routing" in str(error.value)
 
 

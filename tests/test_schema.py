@@ -66,7 +66,10 @@ def test_defaults_are_filled_in_and_nested_parts_resolved():
         ({"mode": "layerwize"}, "part.mode=layerwize: must be one of none, layerwise. Did you mean 'layerwise'?"),
         ({"widths": []}, "part.widths=[]: "),
         ({"widths": [3, 0]}, "part.widths.1=0: "),
-        ({"probabilty": 0.1}, "Unknown key 'part.probabilty' (value 0.1). Did you mean 'part.probability'? Allowed keys:"),
+        (
+            {"probabilty": 0.1},
+            "Unknown key 'part.probabilty' (value 0.1). Did you mean 'part.probability'? Allowed keys:",
+        ),
         ({"size": 3}, "Unknown key 'part.size'"),
         ({"initializer": "norml"}, "Unknown initializer 'norml' (part.initializer.name=norml). Did you mean 'normal'?"),
         ({"initializer": {"name": "normal", "st": 1}}, "Unknown key 'part.initializer.st'"),

@@ -4,7 +4,9 @@ from difflut_lab.seeding import derive_seed, generator
 
 
 def test_seeds_depend_on_seed_and_purpose_and_nothing_else():
-    seeds = {derive_seed(seed, "layer", index, word) for seed in (0, 1) for index in (0, 1) for word in ("wiring", "init")}
+    seeds = {
+        derive_seed(seed, "layer", index, word) for seed in (0, 1) for index in (0, 1) for word in ("wiring", "init")
+    }
     assert len(seeds) == 8
     assert all(0 <= seed < 2**63 for seed in seeds)
     # fixed for ever: checkpoints and published results stand on it

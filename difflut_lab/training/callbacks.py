@@ -79,8 +79,8 @@ class History(Callback):
         """Append the epoch's row; nothing is buffered."""
         if not trainer.is_global_zero:
             return
-        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row |= {"epoch": trainer.current_epoch, "seconds": round(time.perf_counter() - self._start, 3)}
+        row = {name: f"{float(value):.6g}" for name, value in trainer.callback_metrics.items()}
+        row |= {"epoch": str(trainer.current_epoch), "seconds": f"{time.perf_counter() - self._start:.3f}"}
         new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, HISTORY, extrasaction="ignore")

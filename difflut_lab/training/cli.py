@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import hydra
@@ -71,12 +72,14 @@ def run_job(config: DictConfig) -> float | None:
 
         return run(config, list(hydra_config.overrides.task), directory, sweep_name)
     except Exception as error:
-        (directory / "error.txt").write_text(traceback.format_exc())
         if sweep_name:
             # the other jobs go on; the sweep's table and exit status tell
+            (directory / "error.txt").write_text(traceback.format_exc())
             log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
             return None
         if isinstance(error, UserError):
+            with suppress(OSError):
+                directory.rmdir()  # nothing was started: leave no empty directory
             _stop(error)
         raise
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ def show_config(config: Mapping[str, Any], directory: Path) -> None:
         else:
             for name, part in value.items():
                 _add(table, key, part, name)
-    console = Console()
+    # a file or a pipe has no width of its own
+    console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table)
-    console.print(f"\n{directory}\n", style="dim", soft_wrap=True, highlight=False)
+    console.print(f"\n{shown_path(directory)}\n", style="dim", soft_wrap=True, highlight=False)
 
 
 def show_results(results: Mapping[str, Any], directory: Path) -> None:
@@ -57,7 +59,7 @@ def show_results(results: Mapping[str, Any], directory: Path) -> None:
     table.add_row("test accuracy, hard (truth tables)", f"{100 * results['test/acc']:.2f} %")
     table.add_row("test accuracy, soft (relaxation)", f"{100 * results['test/acc_soft']:.2f} %")
     table.add_row("discretisation gap", f"{100 * results['test/gap']:.2f} points")
-    table.add_row(f"validation accuracy (best, epoch {results['best_epoch']})", f"{100 * results['val/acc']:.2f} %")
+    table.add_row(f"validation accuracy (best, epoch {results['best_epoch'] + 1})", f"{100 * results['val/acc']:.2f} %")
     table.add_row("parameters", f"{results['parameters']:,}")
     table.add_row("tables", f"{results['tables']:,}")
     table.add_row("epochs", f"{results['epochs']}")
@@ -65,16 +67,20 @@ def show_results(results: Mapping[str, Any], directory: Path) -> None:
     console = Console()
     console.print()
     console.print(table)
-    console.print(f"{directory}", soft_wrap=True, highlight=False)
+    console.print(f"{shown_path(directory)}", soft_wrap=True, highlight=False)
 
 
-def _add(table: Table, key: str, value: Mapping[str, Any], name: str | None = None) -> None:
-    title = value.get("name") if "_target_" not in value else name or value["_target_"].rpartition(".")[2]
-    options = {word: option for word, option in value.items() if word not in ("_target_", "name") or word != "name"}
-    options.pop("_target_", None)
-    if "_target_" not in value:
-        options.pop("name", None)
-    table.add_row(key, str(title or ""), _words(options))
+def shown_path(path: Path) -> Path:
+    """A path as a person in the working directory would type it."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _add(table: Table, group: str, part: Mapping[str, Any], key: str = "") -> None:
+    """A row for a part: registered parts have a name, library parts a path, LayerConfig and the like neither."""
+    title = (key or part["_target_"].rpartition(".")[2]) if "_target_" in part else part.get("name", "")
+    identity = "_target_" if "_target_" in part else "name"
+    options = {word: value for word, value in part.items() if word != identity}
+    table.add_row(group, title, _words(options))
 
 
 def _words(options: Mapping[str, Any]) -> str:
@@ -83,7 +89,7 @@ def _words(options: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_value(part)}" for key, part in value.items()) + "}"
+        return "{" + ",".join(f"{key}:{_value(part)}" for key, part in value.items()) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(_value(part) for part in value) + "]"
+        return "[" + ",".join(_value(part) for part in value) + "]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -145,7 +145,7 @@ class Classifier(L.LightningModule):
         total = self._loss_sum.detach() + sum(parameter.detach().sum() for parameter in self.network.parameters())
         if not torch.isfinite(total):
             raise TrainingError(
-                f"Training stopped in epoch {self.current_epoch}: {first_not_finite(self.network, x)}. "
+                f"Training stopped in epoch {self.current_epoch + 1}: {first_not_finite(self.network, x)}. "
                 "The checkpoints are those of the last good epoch."
             )
 

@@ -30,7 +30,8 @@ def config_directory() -> Path:
 
 def override_words(overrides: Sequence[str]) -> str:
     """The overrides as a piece of a file name: ``layer=random_routing,node.n=4``, shortened when long."""
-    words = ",".join(re.sub(r"[^\w.=,+-]+", "-", override.removeprefix("+")) for override in overrides)
+    bare = (re.sub(r"[\[\]{}()'\" ]|^\++", "", override) for override in overrides)
+    words = ",".join(re.sub(r"[^\w.=,+-]+", "-", override) for override in bare)
     return words if len(words) <= WORDS_LENGTH else words[: WORDS_LENGTH - 1] + "~"
 
 

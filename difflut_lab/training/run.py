@@ -143,6 +143,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # about data loaders that need workers, and GPUs that are not used: neither is so here
     warnings.filterwarnings("ignore", category=UserWarning, module="lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 
 def _check_devices(config: Config, sweep: str | None) -> None:

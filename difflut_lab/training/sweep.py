@@ -12,6 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from difflut_lab.training.display import shown_path
+
 METRICS = ("test/acc", "test/acc_soft", "test/gap", "val/acc", "train/seconds")
 
 failed_jobs: list[str] = []
@@ -88,8 +90,10 @@ def show(rows: list[dict[str, Any]], directory: Path) -> None:
     table = Table(title=f"{len(rows)} trainings", title_justify="left", caption_justify="left")
     table.caption = ", ".join(f"{key}={rows[0][key]}" for key in constant) or None
     shown = [key for key in dict.fromkeys(keys) if key not in constant]
+    # the last word of a key is enough where it is unlike the others'
+    short = len({key.rpartition(".")[2] for key in shown}) == len(shown)
     for key in shown:
-        table.add_column(key, overflow="fold")
+        table.add_column(key.rpartition(".")[2] if short else key, overflow="fold")
     for name in METRICS:
         table.add_column(name, justify="right")
     for row in rows:
@@ -103,8 +107,10 @@ def show(rows: list[dict[str, Any]], directory: Path) -> None:
     console.print(table)
     for row in rows:
         if row["status"] == "failed":
-            console.print(f"job {row['job']} failed: {directory / row['directory'] / 'error.txt'}", soft_wrap=True)
-    console.print(f"{directory / 'summary.csv'}", soft_wrap=True)
+            console.print(
+                f"job {row['job']} failed: {shown_path(directory / row['directory'] / 'error.txt')}", soft_wrap=True
+            )
+    console.print(f"{shown_path(directory / 'summary.csv')}", soft_wrap=True, highlight=False)
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from difflut_lab.training.compose import instantiate
-from difflut_lab.training.paths import override_words
 
 
 def build_loggers(
@@ -65,27 +66,25 @@ def wandb_logger(
     import wandb
 
     parts = [config[key]["name"] for key in ("model", "data", "layer", "node") if key in config]
-    logger = WandbLogger(
-        save_dir=save_dir,
+    run = wandb.init(
+        dir=save_dir,
         project=project,
-        name=name or override_words(overrides) or "defaults",
-        mode=mode,
         entity=entity,
+        # of several processes, the first one tracks
+        mode=mode if rank_zero_only.rank == 0 else "disabled",
+        name=name or " ".join(overrides) or "defaults",
         group=group or sweep,
         tags=list(dict.fromkeys([*parts, *(tags or [])])),
         config={**config, "overrides": list(overrides)},
-        # the run directory may be moved: nothing of it stays in the home directory
-        settings=wandb.Settings(silent=True, x_disable_meta=False),
+        settings=wandb.Settings(silent=True),
     )
-    if mode != "disabled":
-        for metric in ("train/*", "val/*", "test/*", "lr"):
-            logger.experiment.define_metric(metric, step_metric="epoch")
+    logger = WandbLogger(experiment=run)
+    for metric in ("train/*", "val/*", "test/*", "lr"):
+        run.define_metric(metric, step_metric="epoch")
     return logger
 
 
 def close_loggers() -> None:
     """End the wandb run, if one was started, so that the next job of a sweep starts its own."""
-    import sys
-
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish()

@@ -40,7 +40,7 @@ def test_the_same_seed_repeats_and_another_does_not(train):
     first, again, other = train(name="first"), train(name="again"), train("seed=7", name="other")
     weights = [read(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (first, again, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    table = "network.model.layers.0.nodes.table"
+    table = "network.model.layers.0.nodes.weight"
     assert not torch.equal(weights[0][table], weights[2][table])
 
 
@@ -133,10 +133,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(trai
         original(self)
         if self.current_epoch == 1:
             with torch.no_grad():
-                self.network.model.layers[1].nodes.table[3, 5] = float("nan")
+                self.network.model.layers[1].nodes.weight[3, 5] = float("nan")
 
     monkeypatch.setattr(Classifier, "on_train_epoch_start", poison_in_second_epoch)
-    with pytest.raises(TrainingError, match=r"epoch 1: 'table' of model\.layers\.1\.nodes .*is not finite"):
+    with pytest.raises(TrainingError, match=r"epoch 2: 'weight' of model\.layers\.1\.nodes .*is not finite"):
         train(f"node={node}", "trainer.max_epochs=5", name="run")
     for name in ("best.ckpt", "last.ckpt"):
         content = read(tmp_path / "run" / "checkpoints" / name)

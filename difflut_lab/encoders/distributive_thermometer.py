@@ -1,0 +1,42 @@
+"""Thermometer code whose thresholds cut the training values into equally many."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difflut_lab.encoders.base import Scope, ThresholdEncoder
+from difflut_lab.registry import register_encoder
+from difflut_lab.schema import PositiveInt
+
+# features copied at once, so that the copy stays small beside the data
+_CHUNK = 64
+
+
+@register_encoder("distributive_thermometer")
+class DistributiveThermometer(ThresholdEncoder):
+    """Thresholds at quantiles: of S sorted training values, those at index floor(S * i / (T + 1)), i = 1..T.
+
+    Parameters
+    ----------
+    input_size : int
+        F, the features of a sample.
+    bits : int
+        T, thresholds per feature.
+    scope : str
+        ``"feature"`` or ``"global"``.
+    """
+
+    def __init__(self, input_size: int, *, bits: PositiveInt = 3, scope: Scope = "feature") -> None:
+        super().__init__(input_size, bits, scope)
+
+    def find_thresholds(self, columns: Tensor) -> Tensor:
+        bits, samples = self.bits_per_feature, columns.shape[1]
+        places = np.array([samples * i // (bits + 1) for i in range(1, bits + 1)])
+        chunks = []
+        for chunk in columns.split(_CHUNK):
+            values = chunk.to(device="cpu", dtype=self.thresholds.dtype).contiguous().numpy()
+            # selection, not sorting: several times as fast on 54,000 samples
+            chunks.append(np.partition(values, np.unique(places), axis=1)[:, places])
+        return torch.from_numpy(np.concatenate(chunks))

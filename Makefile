@@ -38,9 +38,8 @@ test: $(STAMP) ## run the tests but those marked slow; for those: make test ARGS
 	@"$(VENV)/bin/python" -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
-	@"$(VENV)/bin/ruff" check
-	@"$(VENV)/bin/ruff" format --check
-	@"$(VENV)/bin/mypy"
+	@status=0; "$(VENV)/bin/ruff" check || status=1; "$(VENV)/bin/ruff" format --check || status=1; \
+		"$(VENV)/bin/mypy" || status=1; exit $$status
 
 format: $(STAMP) ## format the code and correct what can be corrected
 	@"$(VENV)/bin/ruff" check --fix

@@ -72,8 +72,9 @@ def test_installed_wheel_trains_from_an_empty_folder(wheel: Path, tmp_path: Path
     subprocess.run([*pip, "--target", str(installed), str(wheel)], check=True, stdin=subprocess.DEVNULL)
     work.mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    overrides = ["data=digits", "model.widths=[100,50]", "trainer=cpu", "trainer.max_epochs=1", "logger=none"]
     result = subprocess.run(
-        [installed / "bin" / "difflut-lab", "data=digits", "trainer=cpu", "trainer.max_epochs=1", "logger=none"],
+        [installed / "bin" / "difflut-lab", *overrides],
         capture_output=True,
         text=True,
         cwd=work,

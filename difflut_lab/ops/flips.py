@@ -49,6 +49,13 @@ class Flips:
         return round(65536 * self.probability)
 
 
+def flip_arguments(flips: Flips | None) -> tuple[Tensor | None, int, int, int, int]:
+    """Flips as the arguments ``step, threshold, seed, layer, sample_offset`` of an op; no step means no flips."""
+    if flips is None:
+        return None, 0, 0, 0, 0
+    return flips.step, flips.threshold, flips.seed, flips.layer, flips.sample_offset
+
+
 def flip_mask(flips: Flips, num_nodes: int, n: int, batch: int) -> Tensor:
     """Which routed inputs flip.
 

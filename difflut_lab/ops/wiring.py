@@ -57,6 +57,16 @@ class Wiring:
         return self._inverse
 
 
+def wiring_arguments(
+    wiring: Wiring | None, want_inverse: bool
+) -> tuple[Tensor | None, bool, Tensor | None, Tensor | None]:
+    """A wiring as the arguments ``indices, padded, slots, start`` of an op."""
+    if wiring is None:
+        return None, False, None, None
+    slots, start = wiring.inverse if want_inverse else (None, None)
+    return wiring.indices, wiring.padded, slots, start
+
+
 def invert(indices: Tensor, num_inputs: int, num_padded: int = 0) -> tuple[Tensor, Tensor]:
     """The inverse of a gather, in compressed rows.
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from difflut_lab.ops.dispatch import backend
-from difflut_lab.ops.flips import Flips, groups, packed_flips
+from difflut_lab.ops.flips import Flips, flip_arguments, groups, packed_flips
 from difflut_lab.ops.shapes import check_inputs, empty_batch_first, fan_in, output_dtype
-from difflut_lab.ops.wiring import Wiring
+from difflut_lab.ops.wiring import Wiring, wiring_arguments
 
 
 @torch.library.custom_op("difflut_lab::interpolate", mutates_args=())
@@ -151,20 +151,6 @@ def interpolate(x: Tensor, table: Tensor, wiring: Wiring | None = None, flips: F
         If shapes do not fit.
     """
     check_inputs(x, table.shape[0], fan_in(table), wiring)
-    slots, start = (
-        wiring.inverse if wiring is not None and x.requires_grad and torch.is_grad_enabled() else (None, None)
-    )
-    y, _ = _interpolate(
-        x,
-        table,
-        wiring.indices if wiring is not None else None,
-        wiring.padded if wiring is not None else False,
-        slots,
-        start,
-        flips.step if flips is not None else None,
-        flips.threshold if flips is not None else 0,
-        flips.seed if flips is not None else 0,
-        flips.layer if flips is not None else 0,
-        flips.sample_offset if flips is not None else 0,
-    )
+    wants_inverse = x.requires_grad and torch.is_grad_enabled()
+    y, _ = _interpolate(x, table, *wiring_arguments(wiring, wants_inverse), *flip_arguments(flips))
     return y

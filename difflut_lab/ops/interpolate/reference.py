@@ -1,7 +1,8 @@
 """Interpolation in plain torch.
 
-The inputs of a node are cut into a lower and an upper half. The products of a half are prod_k x_k^(a_k) (1 - x_k)^(1 - a_k)
-for each of its addresses a; the table, as a matrix (upper address, lower address), joins the two as a bilinear form.
+The inputs of a node are cut into a lower and an upper half. The products of a half are, for each of its addresses a,
+prod_k x_k^(a_k) (1 - x_k)^(1 - a_k); the table, as a matrix (upper address, lower address), joins the two as a bilinear
+form.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def _matrix(table: Tensor, n: int) -> Tensor:
 def _products(rows: Tensor) -> list[Tensor]:
     """The products of the first 0, 1, ..., h of ``rows`` ``(c, h, B)``; the last is ``(c, 2^h, B)``."""
     count, inputs, batch = rows.shape
-    products = [rows.new_ones(count, 1, batch)]
+    products = [rows.new_ones(1, 1, 1).expand(count, 1, batch)]
     for k in range(inputs):
         size = 1 << k
         grown = rows.new_empty(count, 2 * size, batch)
@@ -117,8 +118,11 @@ def _products(rows: Tensor) -> list[Tensor]:
 
 def _fold(gradient: Tensor, rows: Tensor, products: list[Tensor], out: Tensor) -> None:
     """Gradient of ``rows`` ``(c, h, B)``, into ``out``, from that of their products ``(c, 2^h, B)``."""
-    for k in reversed(range(rows.shape[1])):
+    if rows.shape[1] == 0:
+        return
+    for k in range(rows.shape[1] - 1, 0, -1):
         low, high = gradient.split(1 << k, dim=1)
         difference = high - low
         torch.sum(products[k] * difference, dim=1, out=out[:, k])
         gradient = torch.addcmul(low, difference, rows[:, k : k + 1])
+    torch.sub(gradient[:, 1], gradient[:, 0], out=out[:, 0])

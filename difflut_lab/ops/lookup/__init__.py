@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from difflut_lab.ops.dispatch import backend
-from difflut_lab.ops.flips import Flips, packed_flips
+from difflut_lab.ops.flips import Flips, flip_arguments, packed_flips
 from difflut_lab.ops.shapes import check_inputs, empty_batch_first, fan_in, output_dtype
-from difflut_lab.ops.wiring import Wiring
+from difflut_lab.ops.wiring import Wiring, wiring_arguments
 
 
 @torch.library.custom_op("difflut_lab::lookup", mutates_args=())
@@ -163,19 +163,6 @@ def lookup(
         wanted = (table.shape[0], n, table.shape[1])
         raise ValueError(f"gradient: must have shape {wanted}, not {tuple(gradient.shape)}.")
     wants_inverse = gradient is not None and x.requires_grad and torch.is_grad_enabled()
-    slots, start = wiring.inverse if wiring is not None and wants_inverse else (None, None)
-    y, _ = _lookup(
-        x,
-        table,
-        gradient.detach() if gradient is not None else None,
-        wiring.indices if wiring is not None else None,
-        wiring.padded if wiring is not None else False,
-        slots,
-        start,
-        flips.step if flips is not None else None,
-        flips.threshold if flips is not None else 0,
-        flips.seed if flips is not None else 0,
-        flips.layer if flips is not None else 0,
-        flips.sample_offset if flips is not None else 0,
-    )
+    slope = gradient.detach() if gradient is not None else None
+    y, _ = _lookup(x, table, slope, *wiring_arguments(wiring, wants_inverse), *flip_arguments(flips))
     return y

@@ -35,7 +35,7 @@ train: $(STAMP) ## train a network on scikit-learn's digits; overrides: make tra
 	@"$(VENV)/bin/python" train.py layer=random_routing $(ARGS)
 
 test: $(STAMP) ## run the tests but those marked slow; for those: make test ARGS="-m slow"
-	@"$(VENV)/bin/python" -m pytest -n auto --maxprocesses 4 $(ARGS)
+	@"$(VENV)/bin/python" -m pytest $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and types
 	@status=0; "$(VENV)/bin/ruff" check || status=1; "$(VENV)/bin/ruff" format --check || status=1; \

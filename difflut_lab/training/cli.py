@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from difflut_lab.errors import ConfigError, UserError
 from difflut_lab.registry import did_you_mean
@@ -63,18 +63,19 @@ def run_job(config: DictConfig) -> float | None:
     register_resolvers()
     hydra_config = HydraConfig.get()
     sweep_name = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
-    directory = Path(hydra_config.runtime.output_dir)
+    directory, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     try:
         # a launcher's process starts without what the parent imported
         if plugins.load_plugins(config.plugins):
             plugins.offer_parts()
         from difflut_lab.training.run import run
 
-        return run(config, list(hydra_config.overrides.task), directory, sweep_name)
+        return run(config, overrides, directory, sweep_name)
     except Exception as error:
         if sweep_name:
             # the other jobs go on; the sweep's table and exit status tell
             (directory / "error.txt").write_text(traceback.format_exc())
+            OmegaConf.save(OmegaConf.create(overrides), directory / "overrides.yaml")
             log.error("%s", error if isinstance(error, UserError) else traceback.format_exc())
             return None
         if isinstance(error, UserError):

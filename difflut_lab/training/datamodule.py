@@ -65,8 +65,8 @@ class Batches:
         if self.seed is None:
             return torch.arange(self.rank, self._size, self.world_size)
         order = torch.randperm(self._size, generator=generator(self.seed, "order", self.epoch))
-        padding = -self._size % self.world_size
-        return torch.cat([order, order[:padding]])[self.rank :: self.world_size]
+        padded = math.ceil(self._size / self.world_size) * self.world_size
+        return order[torch.arange(padded) % self._size][self.rank :: self.world_size]
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``x (B, *input_shape)`` in the data's own type and ``y (B,)``."""

@@ -21,8 +21,21 @@ def start(*words, cwd=ROOT, script="train.py", **environment):
 
 
 def inspect(run):
+    """Configuration and summary of an offline wandb run."""
     command = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", str(run)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    records = [json.loads(line) for line in lines]
+    (about,) = (record["run"] for record in records if record["type"] == "run")
+    summary = {}
+    for record in records:
+        if record["type"] == "summary":
+            summary |= record["summary"]["update"]
+    steps = {
+        record["metric"]["glob_name"]: record["metric"]["step_metric"]
+        for record in records
+        if record["type"] == "metric" and "glob_name" in record["metric"]
+    }
+    return about, summary, steps
 
 
 def test_a_run_tells_what_it_does_and_wandb_can_read_it_back(tmp_path):
@@ -32,11 +45,12 @@ def test_a_run_tells_what_it_does_and_wandb_can_read_it_back(tmp_path):
         assert word in result.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    shown = json.loads(inspect(offline))
-    text = json.dumps(shown)
-    assert "layer_config" in text, "the configuration is nested"
-    assert "test/acc" in text
-    assert str(metrics["test/acc"])[:6] in text
+    about, summary, steps = inspect(offline)
+    assert about["config"]["update"]["layer_config"]["grad_stabilization"] == "none"
+    assert about["display_name"].startswith("layer=random_routing model.widths=[20]")
+    assert {"random_routing", "dwn", "digits"} <= set(about["tags"])
+    assert summary["test/acc"] == pytest.approx(metrics["test/acc"])
+    assert steps["val/*"] == "epoch"
     evaluated = start(f"ckpt={tmp_path}/run/checkpoints/best.ckpt", script="scripts/evaluate.py")
     assert f"{100 * metrics['test/acc']:.2f} %" in evaluated.stdout
     assert f"{100 * metrics['test/acc_soft']:.2f} %" in evaluated.stdout

@@ -166,7 +166,7 @@ def test_fast_dev_run_takes_one_batch_of_everything(train):
     "words",
     [
         ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=30"],
-        ["trainer.gradient_clip_val=0.5", "optimizer=adamw", "scheduler=cosine"],
+        ["trainer.gradient_clip_val=0.5", "optimizer=adamw", "optimizer.lr=0.1", "scheduler=cosine"],
         ["trainer.precision=bf16-mixed", "layer_config.grad_stabilization=batch"],
         ["node=probabilistic", "encoder=thermometer", "layer=feature_wise_groups", "layer.num_groups=5"],
         ["logger=csv"],

@@ -140,11 +140,12 @@ class ThresholdEncoder(Encoder):
             raise RuntimeError(
                 f"{type(self).__name__} has no thresholds yet: call fit(x) on the training data, or load a state_dict."
             )
-        flat = self._flat(x)
+        flat = self._flat(x.detach())
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
         # the batch is contiguous from here on
         columns = flat.t().contiguous().unsqueeze(1)
-        bits = (columns > self.thresholds.unsqueeze(2)).to(dtype)
+        bits = torch.empty(self.input_size, self.bits_per_feature, len(flat), dtype=dtype, device=x.device)
+        torch.gt(columns, self.thresholds.unsqueeze(2), out=bits)
         return bits.view(self.output_size, len(flat)).t()
 
     def extra_repr(self) -> str:

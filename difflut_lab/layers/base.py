@@ -6,6 +6,7 @@ Shape letters: B batch, F inputs of the layer, N nodes, n inputs per node (fan-i
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 import weakref
 from collections.abc import Mapping
@@ -179,7 +180,7 @@ class BaseLUTLayer(nn.Module):
         Parameters
         ----------
         routed : Tensor
-            ``(B, N, n)``, or any ``(B, rows, columns)``.
+            ``(B, N, n)``, or any shape that begins with B, such as the ``(B, n)`` of one node.
 
         Returns
         -------
@@ -189,12 +190,12 @@ class BaseLUTLayer(nn.Module):
         flips = self._flips(routed.shape[0])
         if flips is None:
             return routed
-        batch, rows, columns = routed.shape
-        mask = flip_mask(flips, rows, columns, batch)
-        if type(self).wiring is not BaseLUTLayer.wiring and (rows, columns) == (self.output_size, self.n):
+        batch, *rows, columns = routed.shape
+        mask = flip_mask(flips, math.prod(rows), columns, batch)
+        if type(self).wiring is not BaseLUTLayer.wiring and (*rows, columns) == (self.output_size, self.n):
             # a constant 0 is wired to nothing that could flip
             mask = mask & (self._wiring().indices >= 0).unsqueeze(2)
-        flipped: Tensor = _Flip.apply(routed, mask.permute(2, 0, 1))
+        flipped: Tensor = _Flip.apply(routed, mask.permute(2, 0, 1).reshape(routed.shape))
         return flipped
 
     def _apply_gradient_stabilization(self, y: Tensor) -> Tensor:
@@ -248,9 +249,23 @@ class BaseLUTLayer(nn.Module):
             self._refresh()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._refresh()
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        try:
+            self._refresh()
+        except ValueError as error:
+            error_msgs.append(f"While loading the wiring of {prefix.rstrip('.') or type(self).__name__}: {error}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -272,7 +287,7 @@ def _complete_forward(layer: BaseLUTLayer, inputs: tuple[Any, ...], output: Any)
     del inputs
     flipped, is_stabilized = layer._flipped, layer._stabilized
     layer._flipped = layer._stabilized = False
-    if not layer.training:
+    if not layer.training or layer.is_frozen:
         return None
     if layer.layer_config.flip_probability > 0 and not flipped and type(layer) not in _never_flipped:
         _never_flipped.add(type(layer))

@@ -13,13 +13,13 @@ from difflut_lab.ops import Wiring
 class WiringCache:
     """The ops' form of an index tensor, whose inverse is made once and not in every backward.
 
-    A change of the tensor is noticed by its identity and by its version: assignment, ``.to(device)``,
-    ``load_state_dict`` and writing in place. Code compiled by ``torch.compile`` sees identity only. Copies and pickles
-    start empty.
+    A change of the tensor is noticed by its identity and its version, and then by its content: assignment,
+    ``.to(device)``, ``load_state_dict`` and writing in place. Code compiled by ``torch.compile`` sees identity only.
+    Copies and pickles start empty.
     """
 
     def __init__(self) -> None:
-        self._kept: tuple[Wiring, Tensor, int] | None = None
+        self._kept: tuple[Wiring, Tensor, int | None] | None = None
 
     def get(self, indices: Tensor, num_inputs: int) -> Wiring:
         """The wiring of an index tensor.
@@ -36,27 +36,26 @@ class WiringCache:
         ValueError
             If an index is out of range or the dtype is another.
         """
-        if self._kept is not None:
-            wiring, source, version = self._kept
-            if torch.compiler.is_compiling():
-                unchanged = source is indices
-            else:
-                unchanged = source._version == version and (source is indices or _same(source, indices))
-            if unchanged and wiring.num_inputs == num_inputs:
-                return wiring
+        rows = indices.flatten(0, -2)
         if torch.compiler.is_compiling():
-            return Wiring(indices.flatten(0, -2), num_inputs)
-        if indices.is_inference():
-            # what is kept must also serve a later forward that is differentiated
-            with torch.inference_mode(False):
-                indices = indices.clone()
-        wiring = Wiring(indices.flatten(0, -2), num_inputs)
-        self._kept = (wiring, indices, indices._version)
+            if self._kept is not None and self._kept[1] is indices:
+                return self._kept[0]
+            return Wiring(rows, num_inputs)
+        # a tensor made in inference mode has no version
+        version = None if indices.is_inference() else indices._version
+        if self._kept is not None:
+            wiring, source, known = self._kept
+            if source is indices and version is not None and version == known:
+                return wiring
+            # distributed training writes every buffer anew in every step, mostly with what it was
+            if wiring.indices.device == rows.device and torch.equal(wiring.indices, rows):
+                self._kept = (wiring, indices, version)
+                return wiring
+        # what is kept must also serve a later forward that is differentiated
+        with torch.inference_mode(False):
+            wiring = Wiring(rows.clone(), num_inputs)
+        self._kept = (wiring, indices, version)
         return wiring
 
     def __reduce__(self) -> tuple[Any, ...]:
         return WiringCache, ()
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return first.device == second.device and torch.equal(first, second)

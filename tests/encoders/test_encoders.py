@@ -36,7 +36,9 @@ def test_bits(name: str, scope: str) -> None:
     wanted = (x[:50].unsqueeze(2) > encoder.thresholds).flatten(1).float()
     assert torch.equal(y, wanted) and y.dtype == torch.float32
     assert y.t().is_contiguous()
-    assert encoder(x.double()).dtype == torch.float64
+    for dtype in (torch.float64, torch.bfloat16, torch.float16):
+        assert encoder(x.to(dtype)).dtype == dtype
+    assert not encoder(x.clone().requires_grad_()).requires_grad
     # a value at a threshold is not above it
     assert torch.equal(encoder(encoder.thresholds[:1, 1:2].expand(1, 6))[0, :4], torch.tensor([1.0, 0, 0, 0]))
 

@@ -153,6 +153,8 @@ def test_public_flip_is_the_documented_stream_with_gradient_one() -> None:
         assert torch.equal(y, torch.where(mask, 1 - routed, routed))
         assert torch.equal(torch.autograd.grad(y.sum(), routed)[0], torch.ones_like(routed))
     assert torch.equal(layer._apply_bit_flip(routed > 0.5).float(), layer_flips_again(layer, routed))
+    one = layer._apply_bit_flip(torch.zeros(3000, 3))
+    assert one.shape == (3000, 3) and abs(one.mean() - 0.25) < spread(0.25, 9000)
     layer.eval()
     assert layer._apply_bit_flip(routed) is routed
 

@@ -287,3 +287,46 @@ def test_wiring_changed_in_place_is_noticed() -> None:
     fresh = build("random_routing", "probabilistic")
     fresh.load_state_dict(built.state_dict())
     assert torch.equal(torch.autograd.grad(fresh(x).sum(), x)[0], gradient)
+
+
+def test_a_wiring_written_anew_with_what_it_was_keeps_its_inverse() -> None:
+    built = build("random_routing")
+    kept = built._wiring()
+    indices = built.get_buffer("indices")
+    with torch.no_grad():
+        indices.copy_(indices.clone())
+    assert built._wiring() is kept
+    built.load_state_dict(copy.deepcopy(built.state_dict()))
+    assert built._wiring() is kept
+    indices[0, 0] = (indices[0, 0] + 1) % 40
+    assert built._wiring() is not kept and torch.equal(built._wiring().indices, indices)
+
+
+def test_a_wiring_of_another_network_does_not_load() -> None:
+    state = build("random_routing").state_dict()
+    state["indices"][3, 1] = 40
+    model = nn.Sequential(build("random_routing"))
+    with pytest.raises(RuntimeError, match="While loading the wiring of 0: .*from -1 to 39, found 0 to 40"):
+        model.load_state_dict({f"0.{key}": value for key, value in state.items()})
+
+
+@every_layer
+def test_integer_and_boolean_inputs(layer: str, node: str) -> None:
+    built = build(layer, node)
+    x = torch.randint(0, 2, (30, 40))
+    for training in (True, False):
+        wanted = built.train(training)(x.float())
+        for dtype in (torch.bool, torch.uint8, torch.int64):
+            assert torch.equal(built(x.to(dtype)), wanted)
+
+
+@every_layer
+def test_gradients_are_accumulated_over_forwards(layer: str, node: str) -> None:
+    built = build(layer, node, layer_config=AUGMENTED)
+    x = torch.rand(10, 40, requires_grad=True)
+    first, second = built(x), built(x)
+    wanted = [
+        torch.autograd.grad(y.sum(), built.nodes.get_parameter("weight"), retain_graph=True)[0] for y in (first, second)
+    ]
+    (first.sum() + second.sum()).backward()
+    torch.testing.assert_close(built.nodes.get_parameter("weight").grad, wanted[0] + wanted[1])

@@ -92,7 +92,7 @@ class LUTMLP(Model):
     @property
     def num_tables(self) -> int:
         """Number of lookup tables in the network."""
-        return sum(layer.output_size for layer in self.layers)
+        return sum(layer.output_size for layer in self.layers if isinstance(layer, BaseLUTLayer))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(B, num_classes)`` of normalised features ``(B, *input_shape)``."""

@@ -114,7 +114,7 @@ class EpochProgress(Callback):
             refresh_per_second=4,
         )
         self._bar.start()
-        steps = trainer.num_training_batches
+        steps = int(trainer.num_training_batches)
         assert trainer.max_epochs is not None
         self._task = self._bar.add_task(
             "", total=trainer.max_epochs * steps, completed=trainer.current_epoch * steps,

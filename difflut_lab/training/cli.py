@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -25,6 +28,9 @@ from difflut_lab.training.paths import config_directory, register_resolvers
 
 log = logging.getLogger(__name__)
 
+FULL_ERROR = "HYDRA_FULL_ERROR"
+_full_error = os.environ.get(FULL_ERROR) == "1"
+
 
 def main() -> None:
     """Compose the configuration of ``sys.argv`` and train; exits with a status other than 0 after any failure."""
@@ -36,10 +42,12 @@ def main() -> None:
         _check_choices(overrides)
     except UserError as error:
         _stop(error)
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    os.environ[FULL_ERROR] = "1"  # Hydra raises what it would print, and _in_words says it better
     decorated = hydra.main(version_base="1.3", config_path=str(config_directory()), config_name="train")
     try:
         decorated(run_job)()
+    except HydraException as error:
+        _stop(_in_words(error, overrides))
     finally:
         # a job that Hydra cannot compose ends the sweep early: show what was done until then
         sweep.finish()
@@ -85,8 +93,8 @@ def run_job(config: DictConfig) -> float | None:
         raise
 
 
-def _stop(error: UserError) -> None:
-    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+def _stop(error: UserError) -> NoReturn:
+    if _full_error:
         raise error
     print(f"Error: {error}", file=sys.stderr)
     sys.exit(2)
@@ -104,6 +112,36 @@ def _overrides(arguments: Sequence[str]) -> list[Override]:
         except HydraException:
             continue
     return parsed
+
+
+def _in_words(error: HydraException, overrides: Sequence[Override]) -> ConfigError:
+    """What Hydra could not compose, in one line; for a key that does not exist, with those that do."""
+    found = re.match(r"Could not override '([^']+)'", str(error))
+    if not found:
+        return ConfigError(" ".join(str(error).split()))
+    key = found.group(1)
+    lines = [override.input_line or "" for override in overrides if not override.is_sweep_override()]
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        config = compose("train", [line for line in lines if _is_group(line)])
+    parent, _, word = key.rpartition(".")
+    siblings = OmegaConf.select(config, parent) if parent else config
+    while siblings is None and parent:
+        parent, _, word = parent.rpartition(".")
+        siblings = OmegaConf.select(config, parent) if parent else config
+    known = [str(name) for name in siblings] if isinstance(siblings, DictConfig) else []
+    prefix = f"{parent}." if parent else ""
+    if isinstance(siblings, DictConfig) and not known:
+        return ConfigError(f"Unknown key '{key}': {parent} is empty; to add to it, write +{key}=...")
+    library = isinstance(siblings, DictConfig) and "_target_" in siblings
+    more = f" (other parameters of {siblings['_target_']}: +{prefix}NAME=...)" if library else ""
+    return ConfigError(
+        f"Unknown key '{key}'.{did_you_mean(word, known, prefix)} "
+        f"Allowed keys: {', '.join(prefix + name for name in known)}{more}."
+    )
+
+
+def _is_group(line: str) -> bool:
+    return (config_directory() / line.partition("=")[0].partition("@")[0]).is_dir()
 
 
 def _plugin_names(overrides: Sequence[Override]) -> list[str]:

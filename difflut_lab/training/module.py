@@ -60,7 +60,7 @@ class Classifier(L.LightningModule):
         """The optimizer and scheduler that the configuration names by ``_target_``."""
         optimizer = instantiate(self.config["optimizer"], "optimizer", self.network.parameters())
         if not self.config["scheduler"]:
-            return optimizer  # type: ignore[no-any-return]  # an optimizer, by the configuration
+            return optimizer
         scheduler = instantiate(self.config["scheduler"], "scheduler", optimizer)
         return {
             "optimizer": optimizer,

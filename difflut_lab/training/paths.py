@@ -79,7 +79,7 @@ def _is_typed(key: str, config: DictConfig) -> bool:
 def _job_words(*, _root_: DictConfig) -> str:
     """The typed overrides and the hash of the resolved configuration."""
     words = override_words(_root_.hydra.overrides.task)
-    task = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+    task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
     try:
         content = OmegaConf.to_container(task, resolve=True)
     except OmegaConfBaseException:

@@ -94,7 +94,7 @@ def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logg
     epochs = trainer.current_epoch
     checkpoint.load_weights(module.network, checkpoint.read(checkpoints.best_path), checkpoints.best_path)
     (test,) = trainer.test(module, datamodule=datamodule, verbose=False)
-    results = test | {
+    results = dict(test) | {
         "val/acc": checkpoints.best_score,
         "best_epoch": checkpoints.best_epoch,
         "epochs": epochs,

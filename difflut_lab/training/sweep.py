@@ -64,10 +64,12 @@ def summarise(directory: Path) -> list[dict[str, Any]]:
         if not path.is_dir() or _number(path.name) < 0:
             continue
         overrides = path / "overrides.yaml"
-        keys = dict(word.split("=", 1) for word in OmegaConf.load(overrides)) if overrides.exists() else {}
+        words = [str(word) for word in OmegaConf.load(overrides)] if overrides.exists() else []
         metrics = path / "metrics.json"
         results = json.loads(metrics.read_text()) if metrics.exists() else {}
-        row = {"job": str(_number(path.name))} | {key.lstrip("+"): value for key, value in keys.items()}
+        row: dict[str, Any] = {"job": str(_number(path.name))} | {
+            word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in words
+        }
         row |= {"status": "done" if results else "failed"}
         row |= {name: results.get(name) for name in METRICS}
         rows.append(row | {"directory": path.name})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
 
 from difflut_lab.training.compose import instantiate
 
@@ -71,7 +71,7 @@ def wandb_logger(
         project=project,
         entity=entity,
         # of several processes, the first one tracks
-        mode=mode if rank_zero_only.rank == 0 else "disabled",
+        mode="disabled" if int(os.environ.get("LOCAL_RANK", 0)) else mode,
         name=name or " ".join(overrides) or "defaults",
         group=group or sweep,
         tags=list(dict.fromkeys([*parts, *(tags or [])])),

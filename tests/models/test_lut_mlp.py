@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from difflut_lab.errors import ConfigError
 from difflut_lab.layers import soft
 from difflut_lab.models import LUTMLP
 
-GROUPS = {
+GROUPS: dict[str, Any] = {
     "encoder": {"name": "thermometer", "bits": 3},
     "layer": {"name": "random_routing"},
     "node": {"name": "probabilistic", "n": 4},

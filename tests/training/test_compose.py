@@ -42,37 +42,58 @@ def test_every_experiment_composes(composed, name):
     resolve(composed(*words), words)
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["layer.name=random_ruting"], "Unknown layer 'random_ruting' (layer.name=random_ruting). Did you mean 'random_routing'?"),
-        (["layer_config.flip_probability=1.5"], "layer_config.flip_probability=1.5: must be at least 0 and at most 1."),
-        (["layer_config.grad_stabilization=layerwize"], "layer_config.grad_stabilization=layerwize: must be one of none, layerwise, nodewise, batch"),
-        (["+layer_config.flip_prob=0.1"], "Unknown key 'layer_config.flip_prob' (value 0.1). Did you mean 'layer_config.flip_probability'?"),
-        (["node.n=0"], "node.n=0: "),
-        (["node.n=20"], "node.n=20: "),
-        (["model.widths=[]"], "model.widths=[]: "),
-        (["+model.per_layer.7.layer.name=random_routing"], "model.per_layer.7: there is no such layer; model.widths=[1000, 500] has layers 0 to 1."),
-        (["+model.per_layer.0.layr.name=random_routing"], "Unknown key 'model.per_layer.0.layr'"),
-        (["+model.per_layer.0.layer.candidates=16"], "Unknown key 'model.per_layer.0.layer.candidates'"),
-        (["+model.per_layer.0.layer_config.flip_probability=2"], "model.per_layer.0.layer_config.flip_probability=2"),
-        (["+foo=1"], "Unknown key 'foo' (value 1)."),
-        (["+sed=1"], "Unknown key 'sed' (value 1). Did you mean 'seed'?"),
-        (["+quantizer.name=twn"], "Unknown key 'quantizer'"),
-        (["batch_size=0"], "batch_size=0: must be at least 1."),
-        (["seed=-1"], "seed=-1: must be at least 0"),
-        (["+optimizer.lrr=1"], "Unknown key 'optimizer.lrr'"),
-        (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
-        (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be a whole number, at least 1."),
-        (["+trainer.max_epoch=0"], "Unknown key 'trainer.max_epoch'"),
-        (["logger.wandb.mode=onlin"], "logger.wandb.mode=onlin: must be one of offline, online, disabled. Did you mean 'online'?"),
-        (["+logger.wandb.projekt=x"], "Unknown key 'logger.wandb.projekt' (value 'x'). Did you mean 'logger.wandb.project'?"),
-        (["data=npz"], "data.path: must be given."),
-        (["trainer.precision=16-mixed", "layer_config.grad_stabilization=nodewise"], "trainer.precision=16-mixed scales the loss"),
-        (["layer.name=learnable_routing", "+layer.candidats=3"], "Unknown key 'layer.candidats'"),
-        (["node.initializer=norml"], "Unknown initializer 'norml'"),
-    ],
-)  # fmt: skip
+BAD_INPUT = [
+    (
+        ["layer.name=random_ruting"],
+        "Unknown layer 'random_ruting' (layer.name=random_ruting). Did you mean 'random_routing'?",
+    ),
+    (["layer_config.flip_probability=1.5"], "layer_config.flip_probability=1.5: must be at least 0 and at most 1."),
+    (
+        ["layer_config.grad_stabilization=layerwize"],
+        "layer_config.grad_stabilization=layerwize: must be one of none, layerwise, nodewise, batch",
+    ),
+    (
+        ["+layer_config.flip_prob=0.1"],
+        "Unknown key 'layer_config.flip_prob' (value 0.1). Did you mean 'layer_config.flip_probability'?",
+    ),
+    (["node.n=0"], "node.n=0: "),
+    (["node.n=20"], "node.n=20: "),
+    (["model.widths=[]"], "model.widths=[]: "),
+    (
+        ["+model.per_layer.7.layer.name=random_routing"],
+        "model.per_layer.7: there is no such layer; model.widths=[1000, 500] has layers 0 to 1.",
+    ),
+    (["+model.per_layer.0.layr.name=random_routing"], "Unknown key 'model.per_layer.0.layr'"),
+    (["+model.per_layer.0.layer.candidates=16"], "Unknown key 'model.per_layer.0.layer.candidates'"),
+    (["+model.per_layer.0.layer_config.flip_probability=2"], "model.per_layer.0.layer_config.flip_probability=2"),
+    (["+foo=1"], "Unknown key 'foo' (value 1)."),
+    (["+sed=1"], "Unknown key 'sed' (value 1). Did you mean 'seed'?"),
+    (["+quantizer.name=twn"], "Unknown key 'quantizer'"),
+    (["batch_size=0"], "batch_size=0: must be at least 1."),
+    (["seed=-1"], "seed=-1: must be at least 0"),
+    (["+optimizer.lrr=1"], "Unknown key 'optimizer.lrr'"),
+    (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0: must be a whole number, at least 1."),
+    (["+trainer.max_epoch=0"], "Unknown key 'trainer.max_epoch'"),
+    (
+        ["logger.wandb.mode=onlin"],
+        "logger.wandb.mode=onlin: must be one of offline, online, disabled. Did you mean 'online'?",
+    ),
+    (
+        ["+logger.wandb.projekt=x"],
+        "Unknown key 'logger.wandb.projekt' (value 'x'). Did you mean 'logger.wandb.project'?",
+    ),
+    (["data=npz"], "data.path: must be given."),
+    (
+        ["trainer.precision=16-mixed", "layer_config.grad_stabilization=nodewise"],
+        "trainer.precision=16-mixed scales the loss",
+    ),
+    (["layer.name=learnable_routing", "+layer.candidats=3"], "Unknown key 'layer.candidats'"),
+    (["node.initializer=norml"], "Unknown initializer 'norml'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_INPUT)
 def test_bad_input_is_one_line_that_names_key_value_and_choices(composed, words, message):
     with pytest.raises(ConfigError) as error:
         resolve(composed(*words), words)

@@ -46,12 +46,12 @@ def efd_table(table: Tensor, alpha: float | None = None, beta: float = 1 / 3) ->
         alpha = 0.5 * 0.75 ** (n - 1)
     spread = table.to(compute_dtype(table))
     for bit in range(n):
-        halves = spread.reshape(num_nodes, -1, 2, 1 << bit)
-        spread = torch.add(halves, halves.flip(2), alpha=beta)
-    # The transform above spreads over bit l too; the difference of its halves is (1 - beta) times the one wanted.
-    spread = spread.mul(alpha / (1 - beta))
-    difference = spread.new_empty(num_nodes, n, entries)
-    for bit in range(n):
-        low, high = spread.view(num_nodes, -1, 2, 1 << bit).split(1, dim=2)
-        difference[:, bit].view(num_nodes, -1, 2, 1 << bit).copy_(high - low)
-    return difference
+        low, high = spread.reshape(num_nodes, -1, 2, 1 << bit).unbind(2)
+        spread = torch.stack((torch.add(low, high, alpha=beta), torch.add(high, low, alpha=beta)), dim=2)
+    # This spreads over bit l too; the difference over bit l is then (1 - beta) times the one wanted.
+    spread = spread.view(num_nodes, entries) * (alpha / (1 - beta))
+    address = torch.arange(entries, device=table.device)
+    bits = 1 << torch.arange(n, device=table.device).unsqueeze(1)
+    neighbours = spread.index_select(1, (address ^ bits).flatten()).view(num_nodes, n, entries)
+    signs = torch.where(address & bits != 0, 1.0, -1.0).to(spread.dtype)
+    return torch.sub(spread.unsqueeze(1), neighbours).mul_(signs)

@@ -14,6 +14,10 @@ from difflut_lab.ops.wiring import Wiring
 
 MAX_FAN_IN = 15  # a looked-up address is kept in 8 or 16 bits
 
+# Measured: temporaries of 1 MiB are still cached and amortise the calls. An accelerator wants few launches instead.
+CPU_CHUNK = 1 << 18
+ACCELERATOR_CHUNK = 1 << 26
+
 
 def fan_in(table: Tensor) -> int:
     """The n of a table ``(N, 2^n)``.
@@ -71,8 +75,6 @@ def empty_batch_first(x: Tensor, features: int, dtype: torch.dtype) -> Tensor:
 
 def chunks(count: int, size: int, device: torch.device) -> Iterator[slice]:
     """Cut ``count`` nodes, each with temporaries of ``size`` elements, into runs that suit the device's caches."""
-    # Measured: temporaries of 1 MiB are still cached and amortise the calls; an accelerator wants few launches instead.
-    limit = 1 << 18 if device.type == "cpu" else 1 << 26
-    step = max(1, limit // max(1, size))
+    step = max(1, (CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK) // max(1, size))
     for begin in range(0, count, step):
         yield slice(begin, min(count, begin + step))

@@ -9,9 +9,9 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from difflut_lab.training.display import new_console
 from difflut_lab.training.paths import replacing
 
 HISTORY = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "val/acc_soft", "val/gap", "lr", "seconds")
@@ -95,7 +95,7 @@ class EpochProgress(Callback):
     STEPS_PER_UPDATE = 10
 
     def __init__(self) -> None:
-        self._console = Console()
+        self._console = new_console()
         self._bar: Progress | None = None
         self._task = TaskID(0)
 

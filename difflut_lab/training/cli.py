@@ -35,6 +35,9 @@ _full_error = os.environ.get(FULL_ERROR) == "1"
 def main() -> None:
     """Compose the configuration of ``sys.argv`` and train; exits with a status other than 0 after any failure."""
     register_resolvers()
+    # argparse accepts words on one side of an option only
+    flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
+    sys.argv[1:] = flags + [word for word in sys.argv[1:] if word not in flags]
     try:
         overrides = _overrides(sys.argv[1:])
         if plugins.load_plugins(_plugin_names(overrides)):

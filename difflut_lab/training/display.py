@@ -9,8 +9,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from difflut_lab.training.compose import RunSettings
+
+
+def new_console() -> Console:
+    """The standard output; a file or a pipe has no width of its own and gets 120 columns."""
+    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def show_config(config: Mapping[str, Any], directory: Path) -> None:
@@ -28,7 +34,7 @@ def show_config(config: Mapping[str, Any], directory: Path) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     settings = {key: value for key, value in config.items() if key in RunSettings.__dataclass_fields__}
-    table.add_row("run", "", _words({key: value for key, value in settings.items() if value not in (None, [], False)}))
+    table.add_row("run", "", _text({key: value for key, value in settings.items() if value not in (None, [], False)}))
     for key, value in config.items():
         if key in settings or not value:
             continue
@@ -37,8 +43,7 @@ def show_config(config: Mapping[str, Any], directory: Path) -> None:
         else:
             for name, part in value.items():
                 _add(table, key, part, name)
-    # a file or a pipe has no width of its own
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = new_console()
     console.print(table)
     console.print(f"\n{shown_path(directory)}\n", style="dim", soft_wrap=True, highlight=False)
 
@@ -64,7 +69,7 @@ def show_results(results: Mapping[str, Any], directory: Path) -> None:
     table.add_row("tables", f"{results['tables']:,}")
     table.add_row("epochs", f"{results['epochs']}")
     table.add_row("seconds of training", f"{results['train/seconds']:.1f}")
-    console = Console()
+    console = new_console()
     console.print()
     console.print(table)
     console.print(f"{shown_path(directory)}", soft_wrap=True, highlight=False)
@@ -80,11 +85,12 @@ def _add(table: Table, group: str, part: Mapping[str, Any], key: str = "") -> No
     title = (key or part["_target_"].rpartition(".")[2]) if "_target_" in part else part.get("name", "")
     identity = "_target_" if "_target_" in part else "name"
     options = {word: value for word, value in part.items() if word != identity}
-    table.add_row(group, title, _words(options))
+    table.add_row(group, title, _text(options))
 
 
-def _words(options: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key}={_value(value)}" for key, value in options.items() if value is not None)
+def _text(options: Mapping[str, Any]) -> Text:
+    # not a string, where brackets would be markup
+    return Text("  ".join(f"{key}={_value(value)}" for key, value in options.items() if value is not None))
 
 
 def _value(value: Any) -> str:

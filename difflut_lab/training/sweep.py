@@ -9,10 +9,10 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from difflut_lab.training.display import shown_path
+from difflut_lab.training.display import new_console, shown_path
 
 METRICS = ("test/acc", "test/acc_soft", "test/gap", "val/acc", "train/seconds")
 
@@ -90,21 +90,22 @@ def show(rows: list[dict[str, Any]], directory: Path) -> None:
     keys += [key for row in rows for key in row if key not in keys and key not in ("status", *METRICS, "directory")]
     constant = [key for key in keys if len(rows) > 1 and len({row.get(key) for row in rows}) == 1]
     table = Table(title=f"{len(rows)} trainings", title_justify="left", caption_justify="left")
-    table.caption = ", ".join(f"{key}={rows[0][key]}" for key in constant) or None
+    # Text, because brackets in strings are markup
+    table.caption = Text(", ".join(f"{key}={rows[0].get(key)}" for key in constant))
     shown = [key for key in dict.fromkeys(keys) if key not in constant]
     # the last word of a key is enough where it is unlike the others'
     short = len({key.rpartition(".")[2] for key in shown}) == len(shown)
     for key in shown:
-        table.add_column(key.rpartition(".")[2] if short else key, overflow="fold")
+        table.add_column(key.rpartition(".")[2] if short else key, overflow="fold", min_width=8)
     for name in METRICS:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        cells = [str(row.get(key, "")) for key in shown]
+        cells: list[Text | str] = [Text(str(row.get(key, ""))) for key in shown]
         if row["status"] == "failed":
             table.add_row(*cells, "[red]failed[/red]", *[""] * (len(METRICS) - 1))
         else:
             table.add_row(*cells, *(_cell(name, row[name]) for name in METRICS))
-    console = Console()
+    console = new_console()
     console.print()
     console.print(table)
     for row in rows:

@@ -119,13 +119,13 @@ def packed_flips(
     first = sample_offset // 8
     samples = torch.arange(first, first + count, device=device)
     key = (seed & WORD, seed >> 32 & WORD)
-    for part in chunks(num_nodes * n, 8 * count, device):
+    for part in chunks(num_nodes * n, 4 * count, device):
         slots = torch.arange(part.start, part.stop, device=device).unsqueeze(1)
         words = philox4x32(samples, slots, step & WORD, torch.tensor(layer & WORD), key)
         byte = packed[part].zero_()
         for index, word in enumerate(words):
-            byte |= (word & 0xFFFF < threshold).to(torch.uint8) << 2 * index
-            byte |= (word >> 16 < threshold).to(torch.uint8) << 2 * index + 1
+            byte |= (word & 0xFFFF < threshold).view(torch.uint8) << 2 * index
+            byte |= (word >> 16 & 0xFFFF < threshold).view(torch.uint8) << 2 * index + 1
     return packed.view(num_nodes, n, count)
 
 
@@ -148,18 +148,12 @@ def philox4x32(c0: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, key: tuple[int, i
     Returns
     -------
     tuple of Tensor
-        Four int64 words below 2^32.
+        Four words: the bits of uint32, in int32.
     """
     for _ in range(ROUNDS):
-        high0, low0 = _multiply(MULTIPLIERS[0], c0)
-        high1, low1 = _multiply(MULTIPLIERS[1], c2)
-        c0, c1, c2, c3 = high1 ^ (c1 ^ key[0]), low1, high0 ^ (c3 ^ key[1]), low0
+        # int64 products wrap, which leaves all 64 bits right; what is above a word's 32 bits is cut off here only
+        product0, product1 = (c0 & WORD) * MULTIPLIERS[0], (c2 & WORD) * MULTIPLIERS[1]
+        c0, c1 = (product1 >> 32) ^ (c1 ^ key[0]), product1
+        c2, c3 = (product0 >> 32) ^ (c3 ^ key[1]), product0
         key = (key[0] + KEY_STEPS[0] & WORD, key[1] + KEY_STEPS[1] & WORD)
-    return tuple(torch.broadcast_tensors(c0, c1, c2, c3))
-
-
-def _multiply(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low word of a 32 x 32 bit product."""
-    # factor - 2^32 is above -2^31, so that the signed product cannot overflow; the high word then lacks one `word`.
-    product = word * (factor - (1 << 32))
-    return (product >> 32) + word, product & WORD
+    return tuple(word.to(torch.int32) for word in torch.broadcast_tensors(c0, c1, c2, c3))

@@ -160,6 +160,18 @@ def test_any_layout_of_inputs_and_gradients() -> None:
             assert torch.equal(got, want)
 
 
+def test_any_layout_of_tables() -> None:
+    wiring, table = bank(6, dtype=torch.float32)
+    x = torch.rand(20, 10, requires_grad=True)
+    results = []
+    for stored in (table, table.detach().t().contiguous().t()):
+        leaf = stored.detach().requires_grad_()
+        y = interpolate(x, leaf, wiring)
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, leaf))))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+
+
 def test_expanded_inputs_and_gradients() -> None:
     wiring, table = bank(6, dtype=torch.float32)
     row = torch.rand(1, 10, requires_grad=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from difflut_lab.ops import Flips, Wiring, efd_table, flip_mask, lookup
+from difflut_lab.ops.lookup.reference import _add_scattered, _add_sorted
 
 OP = torch.ops.difflut_lab.lookup.default
 BACKWARD = torch.ops.difflut_lab.lookup_backward.default
@@ -87,6 +88,11 @@ def test_in_several_chunks(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(got, want) for got, want in zip(*runs, strict=True))
 
 
+def test_both_sums_at_addresses_agree() -> None:
+    address, values = torch.randint(0, 16, (5, 99), dtype=torch.uint8), torch.randn(5, 99, dtype=torch.float64)
+    torch.testing.assert_close(_add_sorted(address, values, 16), _add_scattered(address, values, 16))
+
+
 def test_addresses_are_lsb_first_and_bits_are_at_least_a_half() -> None:
     table = torch.arange(8.0).unsqueeze(0)
     x = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.49, 2.0], [-1.0, torch.inf, torch.nan]])
@@ -148,6 +154,17 @@ def test_any_layout_of_inputs_and_gradients() -> None:
             results.append((y.detach(), *torch.autograd.grad(y, (leaf, table), upstream)))
     for result in results[1:]:
         assert all(torch.equal(got, want) for got, want in zip(result, results[0], strict=True))
+
+
+def test_any_layout_of_tables() -> None:
+    wiring, table, slope = bank(6, dtype=torch.float32)
+    x = torch.rand(20, 10, requires_grad=True)
+    results = []
+    for stored, slopes in [(table, slope), (table.detach().t().contiguous().t(), slope.mT.contiguous().mT)]:
+        leaf = stored.detach().requires_grad_()
+        y = lookup(x, leaf, slopes, wiring)
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), (x, leaf))))
+    assert all(torch.equal(got, want) for got, want in zip(*results, strict=True))
 
 
 def test_expanded_inputs_and_gradients() -> None:

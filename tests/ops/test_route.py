@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from difflut_lab.ops import Wiring, route
+from difflut_lab.ops.route.reference import _gathered_product, _sampled_product
 
 OP = torch.ops.difflut_lab.route.default
 BACKWARD = torch.ops.difflut_lab.route_backward.default
@@ -62,6 +63,14 @@ def test_odd_sizes_in_float32(batch: int, num_nodes: int, count: int | None) -> 
     got = (y.detach(), *torch.autograd.grad(y, (x, scores), gradient))
     for result, want in zip(got, expected(x.detach(), scores.detach(), candidates, gradient, 0.001), strict=True):
         torch.testing.assert_close(result, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [1, 500, 1 << 20])
+def test_both_products_agree(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("difflut_lab.ops.shapes.CPU_CHUNK", chunk)
+    candidates = torch.randint(0, 10, (20, 6), dtype=torch.int32)
+    slots, signs = torch.randn(20, 9, dtype=torch.float64), torch.randn(10, 9, dtype=torch.float64)
+    torch.testing.assert_close(_gathered_product(slots, signs, candidates), _sampled_product(slots, signs, candidates))
 
 
 def test_ties_go_to_the_first() -> None:

@@ -47,7 +47,10 @@ def backward(
     dtype = compute_dtype(gradient, table)
     outputs = feature_major(gradient.to(dtype))
     num_nodes, batch = address.shape
-    table_gradient = _add_at(address, outputs, table.shape[1]) if want_table else None
+    table_gradient = None
+    if want_table:
+        add = _add_scattered if address.device.type == "cpu" else _add_sorted
+        table_gradient = add(address, outputs, table.shape[1])
     if not want_x or slope is None:
         return None, table_gradient
     slope = slope.to(dtype)
@@ -61,11 +64,13 @@ def backward(
     return x_gradient if inverse is None else sum_over_readers(x_gradient, *inverse), table_gradient
 
 
-def _add_at(address: Tensor, values: Tensor, entries: int) -> Tensor:
-    """Sum ``values`` ``(N, B)`` at their addresses, in a fixed order; ``(N, entries)``."""
+def _add_scattered(address: Tensor, values: Tensor, entries: int) -> Tensor:
+    """Sum ``values`` ``(N, B)`` at their addresses; ``(N, entries)``. In a fixed order on a CPU."""
+    return values.new_zeros(values.shape[0], entries).scatter_add_(1, address.long(), values)
+
+
+def _add_sorted(address: Tensor, values: Tensor, entries: int) -> Tensor:
+    """The same on an accelerator, where scattering is atomic and ``index_put_`` sorts first."""
     total = values.new_zeros(values.shape[0], entries)
-    if values.device.type == "cpu":
-        return total.scatter_add_(1, address.long(), values)
-    # scatter_add_ is atomic on an accelerator; index_put_ sorts first
     nodes = torch.arange(values.shape[0], device=values.device).unsqueeze(1).expand(values.shape)
     return total.index_put_((nodes, address.long()), values, accumulate=True)

@@ -40,7 +40,8 @@ def backward(
         if candidates is None:
             score_gradient = slots @ signs.t()
         else:
-            score_gradient = _at_candidates(slots, signs, candidates.flatten(0, 1))
+            product = _sampled_product if x.device.type == "cpu" else _gathered_product
+            score_gradient = product(slots, signs, candidates.flatten(0, 1))
         score_gradient = score_gradient.view(scores.shape)
     if want_x:
         weights = (scores.to(dtype) / tau).softmax(dim=-1)
@@ -53,11 +54,9 @@ def backward(
     return x_gradient, score_gradient
 
 
-def _at_candidates(slots: Tensor, signs: Tensor, candidates: Tensor) -> Tensor:
+def _gathered_product(slots: Tensor, signs: Tensor, candidates: Tensor) -> Tensor:
     """``out[s, c] = slots[s] . signs[candidates[s, c]]``, for slots ``(S, B)`` and candidates ``(S, k)``."""
     total, count = candidates.shape
-    if slots.device.type == "cpu":
-        return _sampled_product(slots, signs, candidates)
     out = slots.new_empty(total, count)
     for part in chunks(total, count * slots.shape[1], slots.device):
         rows = signs.index_select(0, candidates[part].flatten()).unflatten(0, (-1, count))
@@ -66,10 +65,7 @@ def _at_candidates(slots: Tensor, signs: Tensor, candidates: Tensor) -> Tensor:
 
 
 def _sampled_product(slots: Tensor, signs: Tensor, candidates: Tensor) -> Tensor:
-    """The same as the entries of one matrix product that a sparse pattern asks for.
-
-    Measured 4 times as fast as gathering the candidates' rows for a batched product.
-    """
+    """The same, as those entries of a matrix product that a sparse pattern asks for: 4 times as fast on a CPU."""
     total, count = candidates.shape
     lowest, highest = candidates.aminmax()
     if lowest < 0 or highest >= signs.shape[0]:

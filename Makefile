@@ -9,7 +9,7 @@ SHELL := /bin/bash
 # rewritten by every installation: what is older than pyproject.toml is out of date
 STAMP := $(VENV)/.difflut_lab
 
-.PHONY: help install train test lint format clean
+.PHONY: help install train test lint bench format clean
 
 help: ## print this list
 	@echo "Usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -40,6 +40,9 @@ test: $(STAMP) ## run the tests but those marked slow; for those: make test ARGS
 lint: $(STAMP) ## check style, formatting and types
 	@status=0; "$(VENV)/bin/ruff" check || status=1; "$(VENV)/bin/ruff" format --check || status=1; \
 		"$(VENV)/bin/mypy" || status=1; exit $$status
+
+bench: $(STAMP) ## measure where an epoch's time goes: make bench ARGS="experiment=mnist_random data.root=DIR"
+	@"$(VENV)/bin/python" scripts/profile_epoch.py $(ARGS)
 
 format: $(STAMP) ## format the code and correct what can be corrected
 	@"$(VENV)/bin/ruff" check --fix

@@ -31,9 +31,9 @@ LEVELS = [
 NEVER = {(part, "data") for part in ("nodes", "encoders", "heads", "ternary", "layers", "models")}
 
 OWNERS = {
-    "lightning": ["difflut_lab/training/*"],
+    "lightning": ["difflut_lab/training/*", "scripts/*"],
     "pytorch_lightning": [],  # lightning under its old name; two names would be two class hierarchies
-    "hydra": ["difflut_lab/training/*"],
+    "hydra": ["difflut_lab/training/*", "scripts/*"],
     "omegaconf": ["difflut_lab/training/*", "scripts/*"],
     "wandb": ["difflut_lab/training/*"],
     "triton": ["difflut_lab/ops/*/triton.py"],

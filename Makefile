@@ -9,7 +9,7 @@ SHELL := /bin/bash
 # rewritten by every installation: what is older than pyproject.toml is out of date
 STAMP := $(VENV)/.difflut_lab
 
-.PHONY: help install train test lint bench format clean
+.PHONY: help install train test lint format bench clean
 
 help: ## print this list
 	@echo "Usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
@@ -47,6 +47,9 @@ bench: $(STAMP) ## measure where an epoch's time goes: make bench ARGS="experime
 format: $(STAMP) ## format the code and correct what can be corrected
 	@"$(VENV)/bin/ruff" check --fix
 	@"$(VENV)/bin/ruff" format
+
+bench: $(STAMP) ## measure the ops and whole training steps; sizes: make bench ARGS="--batch 32 128 --fan-in 2 6"
+	@"$(VENV)/bin/python" scripts/benchmark.py $(ARGS)
 
 clean: ## remove caches and built packages; outputs/ and .venv stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,15 +9,17 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from hydra import compose, initialize_config_dir
+from lightning.pytorch.loggers import Logger
 
 from difflut_lab.training import run as training
+from difflut_lab.training.callbacks import Checkpoints
+from difflut_lab.training.compose import Config
 from difflut_lab.training.network import Network
 from difflut_lab.training.paths import config_directory, register_resolvers
 
@@ -82,10 +84,10 @@ def main() -> None:
     words += [f"trainer.max_epochs={epochs}", "logger=none"]
     register_resolvers()
     clock = Clock()
-    original: Callable[..., L.Trainer] = training._build_trainer
+    original = training._build_trainer
 
-    def with_clock(*arguments: Any) -> L.Trainer:
-        trainer = original(*arguments)
+    def with_clock(config: Config, loggers: list[Logger], directory: Path, checkpoints: Checkpoints) -> L.Trainer:
+        trainer = original(config, loggers, directory, checkpoints)
         trainer.callbacks.append(clock)  # type: ignore[attr-defined]  # a list, though not declared
         return trainer
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ def new_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 120)
 
 
+@rank_zero_only
 def show_config(config: Mapping[str, Any], directory: Path) -> None:
     """Print the resolved configuration, a line per part.
 
@@ -48,7 +50,8 @@ def show_config(config: Mapping[str, Any], directory: Path) -> None:
     console.print(f"\n{shown_path(directory)}\n", style="dim", soft_wrap=True, highlight=False)
 
 
-def show_results(results: Mapping[str, Any], directory: Path) -> None:
+@rank_zero_only
+def show_results(results: Mapping[str, Any], directory: Path, *, brief: bool = False) -> None:
     """Print the final table.
 
     Parameters
@@ -57,7 +60,13 @@ def show_results(results: Mapping[str, Any], directory: Path) -> None:
         The content of ``metrics.json``.
     directory : Path
         The run directory.
+    brief : bool
+        One line, for a job of a sweep, whose table follows at the end.
     """
+    if brief:
+        hard, validation, seconds = results["test/acc"], results["val/acc"], results["train/seconds"]
+        print(f"test acc {100 * hard:.2f} %  val acc {100 * validation:.2f} %  {seconds:.1f} s")
+        return
     table = Table(show_header=False, title="Results", title_justify="left")
     table.add_column(style="bold")
     table.add_column(justify="right")

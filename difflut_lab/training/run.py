@@ -73,16 +73,20 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     network.calibrate(data.train.x)
     module = Classifier(network, config, checkpoint.header(config, overrides, data))
     _write_config(config, overrides, directory)
+    if not sweep:
+        display.show_config(config, directory)
     try:
         loggers = build_loggers(config, directory, overrides, sweep)
-        return _train(module, data, config, loggers, directory)
+        results = _train(module, data, config, loggers, directory)
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     finally:
         close_loggers()
+    display.show_results(results, directory, brief=sweep is not None)
+    return float(results["val/acc"])
 
 
-def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logger], directory: Path) -> float:
+def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logger], directory: Path) -> dict[str, Any]:
     checkpoints = Checkpoints(directory / "checkpoints")
     if config["ckpt"]:
         _bring_best(Path(config["ckpt"]), checkpoints.best_path)
@@ -92,6 +96,7 @@ def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logg
     trainer.fit(module, datamodule=datamodule, ckpt_path=config["ckpt"], weights_only=True)
     seconds = time.perf_counter() - start
     epochs = trainer.current_epoch
+    trainer.strategy.barrier()  # the first process may still be renaming its files
     checkpoint.load_weights(module.network, checkpoint.read(checkpoints.best_path), checkpoints.best_path)
     (test,) = trainer.test(module, datamodule=datamodule, verbose=False)
     results = dict(test) | {
@@ -109,8 +114,7 @@ def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logg
     }
     if trainer.is_global_zero:
         write_json(directory / "metrics.json", results)
-        display.show_results(results, directory)
-    return float(results["val/acc"])
+    return results
 
 
 def _build_trainer(config: Config, loggers: list[Logger], directory: Path, checkpoints: Checkpoints) -> L.Trainer:
@@ -168,7 +172,6 @@ def _complete(config: Config, data: DataSet) -> None:
 def _write_config(config: Mapping[str, Any], overrides: Sequence[str], directory: Path) -> None:
     OmegaConf.save(OmegaConf.create(dict(config)), directory / "config.yaml")
     OmegaConf.save(OmegaConf.create(list(overrides)), directory / "overrides.yaml")
-    display.show_config(config, directory)
 
 
 @rank_zero_only

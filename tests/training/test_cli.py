@@ -59,16 +59,18 @@ def test_a_run_tells_what_it_does_and_wandb_can_read_it_back(tmp_path):
 def test_a_sweep_with_a_plugin_and_a_failing_job_ends_with_one_table(tmp_path):
     (tmp_path / "my_layers.py").write_text((ROOT / "examples" / "my_layers.py").read_text())
     result = start(
-        "-m", "plugins=[my_layers]", "layer=my_layer", "layer.span=16,-1,32", "logger=none", *QUICK, cwd=tmp_path
+        "plugins=[my_layers]", "layer=my_custom_layer", "layer.foo=3", "-m", "layer_config.flip_probability=0,2,0.1",
+        "logger=none", *QUICK, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 1, "a failed job is told by the exit status, too"
     (sweep,) = (tmp_path / "outputs" / "sweeps").iterdir()
     with open(sweep / "summary.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["layer.span"] for row in rows] == ["16", "-1", "32"]
+    assert [row["layer_config.flip_probability"] for row in rows] == ["0", "2", "0.1"]
+    assert {row["layer.foo"] for row in rows} == {"3"}
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert "3 trainings" in result.stdout
-    assert "layer.span=-1: must be at least 1." in result.stdout + result.stderr
+    assert "layer_config.flip_probability=2: must be at least 0 and at most 1." in result.stdout + result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert (sweep / rows[1]["directory"] / "error.txt").exists()
 
@@ -94,3 +96,14 @@ def test_help_lists_groups_and_choices_of_plugins_too(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "layer: feature_wise_groups, learnable_routing, my_custom_layer, my_layer, random_routing" in result.stdout
     assert "experiment" in result.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path):
+    words = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2", "model.widths=[50]"]
+    result = start(*words, "logger=none", f"hydra.run.dir={tmp_path}/run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("test accuracy, hard") == 1, "only the first process prints"
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"] == 2
+    with open(tmp_path / "run" / "history.csv") as file:
+        assert len(list(csv.DictReader(file))) == 2

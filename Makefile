@@ -41,9 +41,6 @@ lint: $(STAMP) ## check style, formatting and types
 	@status=0; "$(VENV)/bin/ruff" check || status=1; "$(VENV)/bin/ruff" format --check || status=1; \
 		"$(VENV)/bin/mypy" || status=1; exit $$status
 
-bench: $(STAMP) ## measure where an epoch's time goes: make bench ARGS="experiment=mnist_random data.root=DIR"
-	@"$(VENV)/bin/python" scripts/profile_epoch.py $(ARGS)
-
 format: $(STAMP) ## format the code and correct what can be corrected
 	@"$(VENV)/bin/ruff" check --fix
 	@"$(VENV)/bin/ruff" format

@@ -77,7 +77,8 @@ def run_job(config: DictConfig) -> float | None:
     directory, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
     try:
         # a launcher's process starts without what the parent imported
-        if plugins.load_plugins(config.plugins):
+        config.plugins = plugins.load_plugins(config.plugins)
+        if config.plugins:
             plugins.offer_parts()
         from difflut_lab.training.run import run
 

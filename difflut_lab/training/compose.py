@@ -208,5 +208,5 @@ def instantiate(values: Mapping[str, Any], key: str, *arguments: Any, **provided
     options |= {name: value for name, value in provided.items() if name in declared}
     try:
         return target(*arguments, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ImportError) as error:
         raise ConfigError(f"{key}: {error}") from error

@@ -47,6 +47,7 @@ class Classifier(L.LightningModule):
         num_classes = len(network.class_names)
         self.hard_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.soft_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self._last_x = torch.empty(0)
         self._count = 0
         self._loss_sum = torch.zeros(())
         self._correct = torch.zeros((), dtype=torch.int64)
@@ -87,8 +88,9 @@ class Classifier(L.LightningModule):
         self._count += len(y)
         self._loss_sum += loss.detach() * len(y)
         self._correct += (scores.detach().argmax(dim=1) == y).sum()
+        self._last_x = x
         if batch_index % CHECK_EVERY == 0:
-            self._check_finite(x)
+            self._check_finite()
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -101,7 +103,7 @@ class Classifier(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Stop where the epoch left something that is not finite, before anything is saved; start the sums."""
-        self._check_finite(next(iter(self.trainer.train_dataloader))[0].to(self.device))  # type: ignore[arg-type]
+        self._check_finite()
         self._start_evaluation()
 
     def on_test_epoch_start(self) -> None:
@@ -140,12 +142,12 @@ class Classifier(L.LightningModule):
         self.log_dict({f"{stage}/acc": hard, f"{stage}/acc_soft": soft_, f"{stage}/gap": soft_ - hard})
         self.log(f"{stage}/loss", self._eval_loss / self._eval_count, sync_dist=True)
 
-    def _check_finite(self, x: Tensor) -> None:
+    def _check_finite(self) -> None:
         # a bank of hard nodes gives bits whatever its table holds: look at the parameters, too
         total = self._loss_sum.detach() + sum(parameter.detach().sum() for parameter in self.network.parameters())
         if not torch.isfinite(total):
             raise TrainingError(
-                f"Training stopped in epoch {self.current_epoch + 1}: {first_not_finite(self.network, x)}. "
+                f"Training stopped in epoch {self.current_epoch + 1}: {first_not_finite(self.network, self._last_x)}. "
                 "The checkpoints are those of the last good epoch."
             )
 

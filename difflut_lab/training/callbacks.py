@@ -11,7 +11,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from difflut_lab.training.display import new_console
+from difflut_lab.training.console import new_console
 from difflut_lab.training.paths import replacing
 
 HISTORY = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "val/acc_soft", "val/gap", "lr", "seconds")

@@ -43,6 +43,9 @@ class RunSettings:
     ckpt: str | None
     # a last.ckpt to continue from
 
+    threads: PositiveInt | None
+    # CPU threads; None leaves them to torch
+
     plugins: list[str]
     # modules that register parts
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from difflut_lab.training.compose import RunSettings
-
-
-def new_console() -> Console:
-    """The standard output; a file or a pipe has no width of its own and gets 120 columns."""
-    return Console(width=None if sys.stdout.isatty() else 120)
+from difflut_lab.training.console import new_console, shown_path
 
 
 @rank_zero_only
@@ -82,11 +76,6 @@ def show_results(results: Mapping[str, Any], directory: Path, *, brief: bool = F
     console.print()
     console.print(table)
     console.print(f"{shown_path(directory)}", soft_wrap=True, highlight=False)
-
-
-def shown_path(path: Path) -> Path:
-    """A path as a person in the working directory would type it."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def _add(table: Table, group: str, part: Mapping[str, Any], key: str = "") -> None:

@@ -59,6 +59,8 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     _quiet()
     config = resolve(composed, overrides)
     _check_devices(config, sweep)
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
     previous = None
     if config["ckpt"]:
         previous = checkpoint.read(config["ckpt"])

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 from rich.text import Text
 
-from difflut_lab.training.display import new_console, shown_path
+from difflut_lab.training.console import new_console, shown_path
 
 METRICS = ("test/acc", "test/acc_soft", "test/gap", "val/acc", "train/seconds")
 

@@ -41,7 +41,7 @@ def inspect(run):
 def test_a_run_tells_what_it_does_and_wandb_can_read_it_back(tmp_path):
     result = start("layer=random_routing", *QUICK, f"hydra.run.dir={tmp_path}/run", WANDB_MODE="offline")
     assert result.returncode == 0, result.stderr
-    for word in ("random_routing", "distributive_thermometer", "epoch 1/1", "test accuracy, hard", "20", str(tmp_path)):
+    for word in ("random_routing", "thermometer", "epoch 1/1", "test accuracy, hard", "20", str(tmp_path)):
         assert word in result.stdout
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     (offline,) = (tmp_path / "run" / "wandb").glob("offline-run-*")

@@ -1,5 +1,6 @@
 """The arithmetic that must be fast: soft and hard table lookup, learnable routing, bit flips, gradient tables."""
 
+from difflut_lab.ops.dispatch import chosen_kernels, use_kernels
 from difflut_lab.ops.efd import efd_table
 from difflut_lab.ops.flips import Flips, flip_mask
 from difflut_lab.ops.interpolate import interpolate
@@ -7,4 +8,14 @@ from difflut_lab.ops.lookup import lookup
 from difflut_lab.ops.route import route
 from difflut_lab.ops.wiring import Wiring
 
-__all__ = ["Flips", "Wiring", "efd_table", "flip_mask", "interpolate", "lookup", "route"]
+__all__ = [
+    "Flips",
+    "Wiring",
+    "chosen_kernels",
+    "efd_table",
+    "flip_mask",
+    "interpolate",
+    "lookup",
+    "route",
+    "use_kernels",
+]

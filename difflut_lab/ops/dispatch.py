@@ -1,14 +1,121 @@
 """Which backend computes an op.
 
-A backend of an op is a module beside its public function, with the functions ``forward`` and ``backward``.
+A backend of an op is a module beside its public function, with the functions ``forward`` and ``backward``. A fast one
+declines with a reason what it does not compute, and the reference, which computes everything, takes its place.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import logging
+import os
 from types import ModuleType
 
+import torch
+from torch import Tensor
 
-def backend(op: str) -> ModuleType:
-    """The module that computes an op, such as ``"interpolate"``."""
+from difflut_lab.errors import ConfigError
+from difflut_lab.ops.shapes import compute_dtype
+
+KERNELS = ("auto", "reference", "cpu")
+VARIABLE = "DIFFLUT_LAB_KERNELS"
+# an address is a byte, and a table fits into the nearest cache
+CPU_MAX_FAN_IN = 8
+
+_log = logging.getLogger(__name__)
+_configured = "auto"
+_chosen: dict[str, str] = {}
+
+
+def use_kernels(name: str) -> None:
+    """Choose what computes the ops of this process.
+
+    Parameters
+    ----------
+    name : str
+        ``"auto"`` for the fastest backend that takes an op's arguments, or the name of a backend. With ``"auto"`` the
+        environment variable ``DIFFLUT_LAB_KERNELS`` decides, where it is set.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such backend.
+    """
+    global _configured
+    _check(name, "kernels")
+    _configured = name
+    kernels()
+    _chosen.clear()
+    backend.cache_clear()
+
+
+def kernels() -> str:
+    """What is asked for: the name given to ``use_kernels``, or that in the environment.
+
+    Raises
+    ------
+    ConfigError
+        If the environment names a backend that there is not.
+    """
+    if _configured != "auto":
+        return _configured
+    return _check(os.environ.get(VARIABLE) or "auto", VARIABLE)
+
+
+def chosen_kernels() -> dict[str, str]:
+    """What computed each op so far: ``"cpu"``, ``"reference"`` or ``"reference (why)"``."""
+    return dict(_chosen)
+
+
+def choose(op: str, n: int, *tensors: Tensor) -> ModuleType:
+    """The module that computes an op.
+
+    Parameters
+    ----------
+    op : str
+        Such as ``"interpolate"``.
+    n : int
+        Inputs per node.
+    *tensors : Tensor
+        What it computes with. All are on one device.
+    """
+    return backend(op, kernels(), n, tensors[0].device.type, compute_dtype(*tensors))
+
+
+@functools.cache
+def backend(op: str, asked: str, n: int, device: str, dtype: torch.dtype) -> ModuleType:
+    """The module that computes an op for arguments of a kind; see ``choose``."""
+    why = "" if asked == "reference" else cpu_declines(n, device, dtype)
+    name = "reference" if asked == "reference" or why else "cpu"
+    choice = f"{name} ({why})" if why else name
+    if op not in _chosen or _chosen[op] != choice:
+        level = logging.WARNING if why and asked == "cpu" else logging.INFO
+        _log.log(level, "kernels of %s: %s", op, choice)
+    _chosen[op] = choice
+    return importlib.import_module(f"difflut_lab.ops.{op}.{name}")
+
+
+def cpu_declines(n: int, device: str, dtype: torch.dtype) -> str:
+    """Why the CPU kernels do not take arguments of a kind; empty if they do."""
+    if device != "cpu":
+        return f"tensors are on {device}"
+    if dtype != torch.float32:
+        return f"computes in {str(dtype).removeprefix('torch.')}"
+    if n > CPU_MAX_FAN_IN:
+        return f"n = {n} is more than {CPU_MAX_FAN_IN}"
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    return ""
+
+
+def _check(name: str, key: str) -> str:
+    if name not in KERNELS:
+        raise ConfigError(f"{key}={name}: there is no such backend. Backends: {', '.join(KERNELS)}.")
+    return name
+
+
+def reference_of(op: str) -> ModuleType:
+    """The reference of an op that has no other backend."""
     return importlib.import_module(f"difflut_lab.ops.{op}.reference")

@@ -8,6 +8,7 @@ low half first. A slot flips where its halfword is below round(65536 p).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +48,25 @@ class Flips:
     def threshold(self) -> int:
         """A slot flips where its 16 random bits are below this."""
         return round(65536 * self.probability)
+
+
+class Draw(NamedTuple):
+    """Flips as an op passes them to its backend, which draws them: the threshold in place of a probability."""
+
+    step: Tensor
+    threshold: int
+    seed: int
+    layer: int
+    sample_offset: int
+
+    def shape(self, num_nodes: int, n: int, batch: int) -> tuple[int, int, int]:
+        """The shape of the packed flips."""
+        return num_nodes, n, groups(self.sample_offset, batch)
+
+    def packed(self, num_nodes: int, n: int, batch: int, device: torch.device) -> Tensor:
+        """See ``packed_flips``."""
+        shape = (num_nodes, n, batch)
+        return packed_flips(self.threshold, self.seed, self.step, self.layer, self.sample_offset, shape, device)
 
 
 def flip_arguments(flips: Flips | None) -> tuple[Tensor | None, int, int, int, int]:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflut_lab.ops.dispatch import backend
-from difflut_lab.ops.flips import Flips, flip_arguments, groups, packed_flips
+from difflut_lab.ops.dispatch import choose
+from difflut_lab.ops.flips import Draw, Flips, flip_arguments, groups
 from difflut_lab.ops.shapes import check_inputs, empty_batch_first, fan_in, output_dtype
 from difflut_lab.ops.wiring import Wiring, wiring_arguments
 
@@ -28,12 +28,9 @@ def _interpolate(
     sample_offset: int,
 ) -> tuple[Tensor, Tensor]:
     n = fan_in(table)
-    shape = (table.shape[0], n, x.shape[0])
-    packed = None
-    if step is not None:
-        packed = packed_flips(threshold, seed, step, layer, sample_offset, shape, x.device)
+    draw = None if step is None else Draw(step, threshold, seed, layer, sample_offset)
     with torch.autocast(x.device.type, enabled=False):
-        y = backend("interpolate").forward(x, table, n, indices, padded, packed, sample_offset)
+        y, packed = choose("interpolate", n, x, table).forward(x, table, n, indices, padded, draw)
     return y.to(output_dtype(x, table)).t(), x.new_empty(0, dtype=torch.uint8) if packed is None else packed
 
 
@@ -71,9 +68,10 @@ def _interpolate_backward(
     want_table: bool,
 ) -> tuple[Tensor, Tensor]:
     inverse = None if slots is None or start is None else (slots, start)
+    n = fan_in(table)
     with torch.autocast(x.device.type, enabled=False):
-        x_gradient, table_gradient = backend("interpolate").backward(
-            gradient, x, table, fan_in(table), indices, padded, inverse, packed, sample_offset, want_x, want_table
+        x_gradient, table_gradient = choose("interpolate", n, x, table).backward(
+            gradient, x, table, n, indices, padded, inverse, packed, sample_offset, want_x, want_table
         )
     return (
         x.new_empty(0) if x_gradient is None else x_gradient.to(x.dtype).t(),

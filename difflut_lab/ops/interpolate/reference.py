@@ -10,25 +10,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from difflut_lab.ops.flips import unpack
+from difflut_lab.ops.flips import Draw, unpack
 from difflut_lab.ops.shapes import chunks, compute_dtype, feature_major
 from difflut_lab.ops.wiring import gather_rows, sum_over_readers
 
 
 def forward(
-    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, packed: Tensor | None, sample_offset: int
-) -> Tensor:
-    """See ``interpolate``; returns ``(N, B)``."""
+    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, draw: Draw | None
+) -> tuple[Tensor, Tensor | None]:
+    """See ``interpolate``; returns ``(N, B)``, and the packed flips."""
     dtype = compute_dtype(x, table)
     features = feature_major(x.to(dtype).clamp(0, 1))
     num_nodes, batch = table.shape[0], x.shape[0]
+    packed, sample_offset = None, 0
+    if draw is not None:
+        packed, sample_offset = draw.packed(num_nodes, n, batch, x.device), draw.sample_offset
     y = features.new_empty(num_nodes, batch)
     for nodes in chunks(num_nodes, batch << (n + 1) // 2, x.device):
         routed = _routed(features, n, indices, padded, packed, sample_offset, nodes)
         lower, upper = _halves(routed)
         joined = torch.bmm(_matrix(table[nodes].to(dtype), n), _products(lower)[-1])
         torch.sum(joined.mul_(_products(upper)[-1]), dim=1, out=y[nodes])
-    return y
+    return y, packed
 
 
 def backward(

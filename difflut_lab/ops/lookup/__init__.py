@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflut_lab.ops.dispatch import backend
-from difflut_lab.ops.flips import Flips, flip_arguments, packed_flips
+from difflut_lab.ops.dispatch import choose
+from difflut_lab.ops.flips import Draw, Flips, flip_arguments
 from difflut_lab.ops.shapes import check_inputs, empty_batch_first, fan_in, output_dtype
 from difflut_lab.ops.wiring import Wiring, wiring_arguments
 
@@ -29,11 +29,8 @@ def _lookup(
     sample_offset: int,
 ) -> tuple[Tensor, Tensor]:
     n = fan_in(table)
-    shape = (table.shape[0], n, x.shape[0])
-    packed = None
-    if step is not None:
-        packed = packed_flips(threshold, seed, step, layer, sample_offset, shape, x.device)
-    y, address = backend("lookup").forward(x, table, n, indices, padded, packed, sample_offset)
+    draw = None if step is None else Draw(step, threshold, seed, layer, sample_offset)
+    y, address = choose("lookup", n, table).forward(x, table, n, indices, padded, draw)
     return y.to(output_dtype(x, table)).t(), address
 
 
@@ -69,7 +66,8 @@ def _lookup_backward(
     want_table: bool,
 ) -> tuple[Tensor, Tensor]:
     inverse = None if slots is None or start is None else (slots, start)
-    x_gradient, table_gradient = backend("lookup").backward(
+    tensors = (gradient, table) if slope is None else (gradient, table, slope)
+    x_gradient, table_gradient = choose("lookup", fan_in(table), *tensors).backward(
         gradient, address, table, slope, inverse, want_x, want_table
     )
     return (

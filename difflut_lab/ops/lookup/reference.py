@@ -5,17 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from difflut_lab.ops.flips import unpack
+from difflut_lab.ops.flips import Draw, unpack
 from difflut_lab.ops.shapes import chunks, compute_dtype, feature_major
 from difflut_lab.ops.wiring import gather_rows, sum_over_readers
 
 
 def forward(
-    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, packed: Tensor | None, sample_offset: int
+    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, draw: Draw | None
 ) -> tuple[Tensor, Tensor]:
     """See ``lookup``; returns the entries and their addresses (uint8 up to n = 8, else int16), both ``(N, B)``."""
     bits = feature_major((x >= 0.5).view(torch.uint8))
     num_nodes, batch = table.shape[0], x.shape[0]
+    packed, sample_offset = None, 0
+    if draw is not None:
+        packed, sample_offset = draw.packed(num_nodes, n, batch, x.device), draw.sample_offset
     address = torch.empty(num_nodes, batch, dtype=torch.uint8 if n <= 8 else torch.int16, device=x.device)
     y = table.new_empty(num_nodes, batch)
     for nodes in chunks(num_nodes, 2 * batch, x.device):

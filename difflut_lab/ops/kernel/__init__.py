@@ -1,0 +1,1 @@
+"""What the fast backends of the ops share."""

@@ -1,0 +1,417 @@
+"""What the CPU kernels share: compiling them, running them on several threads, vectors, drawing flips.
+
+Kernels are numba functions of a run of nodes ``begin .. end`` and of arrays. Their innermost code is emitted as vector
+instructions: how many loads and multiplications there are is then in our hands and not in those of a compiler's cost
+model, and nothing large is left to numba's type inference, which takes most of the time that compiling takes. The size
+of a node reaches them as the length of a tuple, ``(0,) * n``, because lengths of tuples are constants of a type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba import extending
+from numba.core import cgutils, types
+from numba.core.caching import FunctionCache
+from torch import Tensor
+
+from difflut_lab.ops.flips import KEY_STEPS, MULTIPLIERS, ROUNDS, WORD, Draw
+
+_log = logging.getLogger(__name__)
+
+# floats in a register; rows are padded to whole numbers of PADDING samples
+LANES = 16 if binding.get_host_cpu_features().get("avx512f", False) else 8
+PADDING = 32
+
+I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+FLOAT = ir.FloatType()
+FLOATS = ir.VectorType(FLOAT, LANES)
+WORDS = ir.VectorType(I32, LANES)
+
+# their declared types are those of a plain function, without the first parameter taken away
+intrinsic: Any = extending.intrinsic
+
+# what may be reordered is a sum; NaN and infinity keep their meaning
+FASTMATH = {"reassoc", "contract", "nsz", "arcp"}
+
+
+class _Cache(FunctionCache):
+    """numba's cache on disk; an entry also depends on all files that emit code, and a miss is announced."""
+
+    announced = False
+    sources = hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(Path(__file__).parents[1].glob("*/cpu.py")))
+    ).hexdigest()
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return *super()._index_key(sig, codegen), self.sources
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = super().load_overload(sig, target_context)
+        if found is None and not _Cache.announced:
+            _Cache.announced = True
+            _log.info("compiling CPU kernels, once: about 5 s")
+        return found
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """Compile a kernel at its first call and keep it on disk, for every type of its arguments."""
+    compiled: Any = numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function)
+    try:
+        compiled._cache = _Cache(function)
+    except RuntimeError as error:
+        _log.warning("CPU kernels are compiled anew by every process: %s", error)
+    return compiled
+
+
+class _Pool:
+    """Threads that help with the nodes of a kernel.
+
+    Runs of nodes are claimed, not handed out: a helper that the machine does not schedule in time claims nothing, and
+    nobody waits for it. A pool of numba's or of OpenMP would wait, and its idle threads would take time from torch's.
+    """
+
+    def __init__(self) -> None:
+        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.threads = 0
+        self.lock = threading.Lock()
+
+    def start(self, threads: int) -> None:
+        with self.lock:
+            while self.threads < threads:
+                name = f"difflut_lab-{self.threads}"
+                threading.Thread(target=self._help, name=name, daemon=True).start()
+                self.threads += 1
+
+    def _help(self) -> None:
+        while True:
+            self.jobs.get()()
+
+
+_pool = _Pool()
+
+
+def _forget_threads() -> None:
+    global _pool
+    _pool = _Pool()
+
+
+# a forked process has none of its parent's threads
+os.register_at_fork(after_in_child=_forget_threads)
+
+
+def run(function: Callable[..., None], total: int, work: int, *arguments: Any) -> None:
+    """Call ``function(begin, end, *arguments)`` for runs of 0 .. ``total``, on as many threads as torch would use.
+
+    Parameters
+    ----------
+    function : callable
+        A kernel that writes what its run of nodes owns and nothing else, so that runs may go in any order.
+    total : int
+        Nodes, or whatever the kernel counts.
+    work : int
+        Nanoseconds that all of it takes, roughly. Little work is done by the calling thread alone.
+    *arguments
+        Passed on.
+    """
+    threads = min(torch.get_num_threads(), total, work // SHARE)
+    if threads <= 1:
+        function(0, total, *arguments)
+        return
+    runs = min(total, RUNS_PER_THREAD * threads)
+    bounds = [total * i // runs for i in range(runs + 1)]
+    claims = count()
+    finished: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def claim() -> None:
+        while (claimed := next(claims)) < runs:
+            try:
+                function(bounds[claimed], bounds[claimed + 1], *arguments)
+            except BaseException as error:
+                finished.put(error)
+            else:
+                finished.put(None)
+
+    _pool.start(threads - 1)
+    for _ in range(threads - 1):
+        _pool.jobs.put(claim)
+    claim()
+    errors = [finished.get() for _ in range(runs)]
+    for error in errors:
+        if error is not None:
+            raise error
+
+
+# measured: waking a helper takes about 30 microseconds
+SHARE = 100_000
+RUNS_PER_THREAD = 4
+
+
+class Vectors:
+    """Emits vector instructions at an IR builder's position."""
+
+    def __init__(self, builder: ir.IRBuilder) -> None:
+        self.builder = builder
+
+    def pointer(self, address: ir.Value, of: ir.Type = FLOAT) -> ir.Value:
+        return self.builder.inttoptr(address, of.as_pointer())
+
+    def load(self, pointer: ir.Value, index: ir.Value, kind: ir.Type = FLOATS) -> ir.Value:
+        at = self.builder.gep(pointer, [index])
+        return self.builder.load(self.builder.bitcast(at, kind.as_pointer()), align=1)
+
+    def store(self, value: ir.Value, pointer: ir.Value, index: ir.Value) -> None:
+        at = self.builder.gep(pointer, [index])
+        self.builder.store(value, self.builder.bitcast(at, value.type.as_pointer()), align=1)
+
+    def splat(self, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
+        kind = ir.VectorType(scalar.type, lanes)
+        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
+        return self.builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), self.constant(I32, [0] * lanes))
+
+    @staticmethod
+    def constant(kind: ir.Type, values: Sequence[float]) -> ir.Constant:
+        return ir.Constant(ir.VectorType(kind, len(values)), list(values))
+
+    def add(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.builder.fadd(a, b)
+
+    def subtract(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.builder.fsub(a, b)
+
+    def multiply(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        return self.builder.fmul(a, b)
+
+    def fused(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Multiply and add: ``a * b + c``."""
+        kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.fmuladd.v{LANES}f32")
+        return self.builder.call(function, [a, b, c])
+
+    def dot(self, left: Sequence[ir.Value], right: Sequence[ir.Value]) -> ir.Value:
+        """Scalar product: ``sum_i left[i] * right[i]``."""
+        total = self.multiply(left[0], right[0])
+        for a, b in zip(left[1:], right[1:], strict=True):
+            total = self.fused(a, b, total)
+        return total
+
+    def sum(self, vector: ir.Value) -> ir.Value:
+        """The sum of a vector's lanes."""
+        kind = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        return self.builder.call(function, [FLOAT(0.0), vector], fastmath=("reassoc", "nsz"))
+
+    def bits(self, pointer: ir.Value, sample: ir.Value, lanes: int = LANES) -> ir.Value:
+        """Bits of ``lanes`` samples, from packed ones, as a vector of booleans; ``sample`` is a multiple of lanes."""
+        octets = ir.VectorType(I8, lanes // 8)
+        packed = self.load(pointer, self.builder.lshr(sample, sample.type(3)), octets)
+        spread = self.builder.shuffle_vector(
+            packed, ir.Constant(octets, ir.Undefined), self.constant(I32, [lane // 8 for lane in range(lanes)])
+        )
+        wanted = self.builder.and_(spread, self.constant(I8, [1 << lane % 8 for lane in range(lanes)]))
+        return self.builder.icmp_unsigned("!=", wanted, ir.Constant(wanted.type, [0] * lanes))
+
+
+@intrinsic
+def _draw(typingctx, into, groups, first, slot, step, layer, low, high, threshold):  # type: ignore[no-untyped-def]
+    """Packed flips of one slot, for ``groups`` groups of eight samples and up to LANES - 1 more; see ``ops.flips``."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        into, groups, first, *rest = arguments
+        slot, step, layer, low, high, threshold = (builder.trunc(word, I32) for word in rest)
+        into = v.pointer(into, I8)
+        wide = ir.VectorType(I64, LANES)
+        with cgutils.for_range_slice(builder, I64(0), groups, I64(LANES), I64) as (group, _):
+            start = v.splat(builder.trunc(builder.add(first, group), I32))
+            c0 = builder.add(start, v.constant(I32, range(LANES)))
+            c1, c2, c3 = (v.splat(word) for word in (slot, step, layer))
+            keys = [low, high]
+            for _ in range(ROUNDS):
+                products = []
+                for word, factor in zip((c0, c2), MULTIPLIERS, strict=True):
+                    products.append(builder.mul(builder.zext(word, wide), v.constant(I64, [factor] * LANES)))
+                shift = v.constant(I64, [32] * LANES)
+                (high0, low0), (high1, low1) = (
+                    (builder.trunc(builder.lshr(product, shift), WORDS), builder.trunc(product, WORDS))
+                    for product in products
+                )
+                c0, c1, c2, c3 = (
+                    builder.xor(high1, builder.xor(c1, v.splat(keys[0]))),
+                    low1,
+                    builder.xor(high0, builder.xor(c3, v.splat(keys[1]))),
+                    low0,
+                )
+                keys = [builder.add(key, I32(more)) for key, more in zip(keys, KEY_STEPS, strict=True)]
+            limit = v.splat(threshold)
+            octets = v.constant(I32, [0] * LANES)
+            for index, word in enumerate((c0, c1, c2, c3)):
+                low_half = builder.and_(word, v.constant(I32, [0xFFFF] * LANES))
+                high_half = builder.lshr(word, v.constant(I32, [16] * LANES))
+                for bit, half in ((2 * index, low_half), (2 * index + 1, high_half)):
+                    flag = builder.zext(builder.icmp_unsigned("<", half, limit), WORDS)
+                    octets = builder.or_(octets, builder.shl(flag, v.constant(I32, [bit] * LANES)))
+            v.store(builder.trunc(octets, ir.VectorType(I8, LANES)), into, group)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 9), generate
+
+
+@intrinsic
+def stack(typingctx, fan):  # type: ignore[no-untyped-def]
+    """Room for an address per input of a node.
+
+    On the stack and aligned to cache lines, because that makes the compiler align what it spills to the stack, too.
+    Measured: a register that crosses lines when it is loaded costs twice as much, and half of the spilled ones do.
+    """
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        place = cgutils.alloca_once(builder, I64, size=I64(fan.count))
+        place.align = 64
+        return place
+
+    return types.CPointer(types.int64)(fan), generate
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def place_rows(rows, x, zeros, routing, node):  # type: ignore[no-untyped-def]
+    """Addresses of what a node reads: rows of ``x (F, B)``, or ``zeros`` where a slot reads a constant.
+
+    ``routing`` is int32 ``(N, n)``, or has no rows where inputs are routed already.
+    """
+    for k in range(len(rows)):
+        read = routing[node, k] if routing.shape[0] > 0 else node * len(rows) + k
+        rows[k] = zeros.ctypes.data if read < 0 else x.ctypes.data + read * x.shape[1] * x.itemsize
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def align(into, packed, shift, constant):  # type: ignore[no-untyped-def]
+    """Packed flips of a slot, counted from the batch's first sample; none where the slot reads a constant."""
+    groups = len(packed)
+    for octet in range(min(len(into), groups)):
+        following = packed[octet + 1] if octet + 1 < groups else np.uint8(0)
+        into[octet] = np.uint8(0) if constant else np.uint8((packed[octet] >> shift) | (following << (8 - shift)))
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def draw_node(drawn, packed, shift, groups, node, routing, counter):  # type: ignore[no-untyped-def]
+    """The flips of one node.
+
+    Parameters
+    ----------
+    drawn : array
+        uint8 ``(n, B / 8)``: written; bit i of octet o is sample 8 o + i. No flips where a slot reads a constant.
+    packed : array
+        uint8 ``(n, groups + LANES)``: written; the same for constants too, counted from a multiple of eight samples.
+    shift : int
+        Samples between that multiple and the batch's first one.
+    groups : int
+        Groups of eight samples that the batch touches.
+    node : int
+    routing : array
+        As of ``place_rows``.
+    counter : tuple of int
+        Made by ``flip_counter``.
+    """
+    n = len(drawn)
+    for k in range(n):
+        at = packed.ctypes.data + k * packed.shape[1]
+        _draw(at, groups, counter[0], node * n + k, counter[1], counter[2], counter[3], counter[4], counter[5])
+        align(drawn[k], packed[k, :groups], shift, routing.shape[0] > 0 and routing[node, k] < 0)
+
+
+def flip_counter(draw: Draw | None) -> tuple[int, ...]:
+    """The ``counter`` of ``draw_node``, or nothing."""
+    if draw is None:
+        return ()
+    seed = draw.seed
+    return (
+        draw.sample_offset // 8 & WORD,
+        int(draw.step) & WORD,
+        draw.layer & WORD,
+        seed & WORD,
+        seed >> 32 & WORD,
+        draw.threshold,
+    )
+
+
+def array(tensor: Tensor) -> Any:
+    """A tensor's memory, for a kernel."""
+    return tensor.detach().contiguous().numpy()
+
+
+def routing_array(indices: Tensor | None, n: int) -> Any:
+    """A wiring, as ``place_rows`` takes it."""
+    return np.empty((0, n), np.int32) if indices is None else array(indices)
+
+
+def padded_rows(x: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
+    """``(B, F)`` as contiguous rows of whole registers, zeros behind; without a copy where it is a view of that."""
+    batch = x.shape[0]
+    length = -(-batch // PADDING) * PADDING
+    if length == batch:
+        return x.detach().t().to(kind).contiguous()
+    rows = torch.empty(x.shape[1], length, dtype=kind)
+    rows[:, batch:] = 0
+    rows[:, :batch] = x.detach().t()
+    return rows
+
+
+def unpadded(rows: Tensor, batch: int) -> Tensor:
+    """The first ``batch`` samples of padded rows, contiguous."""
+    return rows if rows.shape[1] == batch else rows[:, :batch].contiguous()
+
+
+@intrinsic
+def _sum_rows(typingctx, slots, count, rows, stride, x, out, width):  # type: ignore[no-untyped-def]
+    """``out = sum_p rows[slots[p]]`` where x is in [0, 1], else 0; rows of ``width`` samples are ``stride`` apart."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        slots, count, rows, stride, x, out, width = arguments
+        slots = v.pointer(slots, I32)
+        rows, x, out = (v.pointer(address) for address in (rows, x, out))
+        zero, one = v.constant(FLOAT, [0.0] * LANES), v.constant(FLOAT, [1.0] * LANES)
+        with cgutils.for_range_slice(builder, I64(0), width, I64(PADDING), I64) as (at, _):
+            sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(0, PADDING, LANES)]
+            for place in sums:
+                builder.store(zero, place)
+            with cgutils.for_range(builder, count, intp=I64) as loop:
+                slot = builder.sext(builder.load(builder.gep(slots, [loop.index])), I64)
+                row = builder.add(builder.mul(slot, stride), at)
+                for i, place in enumerate(sums):
+                    value = v.load(rows, builder.add(row, I64(i * LANES)))
+                    builder.store(v.add(builder.load(place), value), place)
+            for i, place in enumerate(sums):
+                sample = builder.add(at, I64(i * LANES))
+                value = v.load(x, sample)
+                inside = builder.and_(builder.fcmp_ordered(">=", value, zero), builder.fcmp_ordered("<=", value, one))
+                v.store(builder.select(inside, builder.load(place), zero), out, sample)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 7), generate
+
+
+@kernel
+def sum_over_readers(begin, end, slots, start, rows, first, x, out):  # type: ignore[no-untyped-def]
+    """Gradients ``out (F, B)`` of inputs, for the samples of ``rows (N * n, width)``, from ``first`` on.
+
+    0 where ``x (F, B)`` lies outside of [0, 1]. ``slots`` and ``start`` are a wiring's inverse.
+    """
+    width = rows.shape[1]
+    for f in range(begin, end):
+        at = 4 * (f * x.shape[1] + first)
+        readers, count = slots.ctypes.data + 4 * start[f], start[f + 1] - start[f]
+        _sum_rows(readers, count, rows.ctypes.data, width, x.ctypes.data + at, out.ctypes.data + at, width)

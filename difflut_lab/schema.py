@@ -286,6 +286,8 @@ def _sentence(problem: Any, declared: Mapping[str, inspect.Parameter], prefix: s
         bounds = _bounds(typing.get_args(annotation)[1:])
         if bounds:
             return f"{key}={shown}: must be {' and '.join(bounds)}."
+    if problem["type"] == "too_short":
+        return f"{key}={shown}: must have at least {problem['ctx']['min_length']} element(s)."
     message = problem["msg"].removeprefix("Value error, ")
     message = message.replace("Input should be", "must be").replace("Input should have", "must have")
     return f"{key}={shown}: {message}."

@@ -15,11 +15,16 @@ def main() -> None:
     parser.add_argument("words", nargs="+", metavar="ckpt=PATH | data.KEY=VALUE")
     words = OmegaConf.to_container(OmegaConf.from_dotlist(parser.parse_args().words))
     assert isinstance(words, dict)
+    data = words.get("data")
     try:
         unknown = [str(key) for key in words if key not in ("ckpt", "data")]
         if unknown or "ckpt" not in words:
-            raise ConfigError(f"Unknown key '{unknown[0]}'." if unknown else "ckpt=PATH must be given.")
-        results = evaluate(str(words["ckpt"]), words.get("data"))
+            raise ConfigError("write ckpt=PATH, and data.KEY=VALUE where the data lie elsewhere.")
+        if data is not None and not isinstance(data, dict):
+            raise ConfigError(
+                f"data={data}: the data set is the checkpoint's; only its options can be set: data.KEY=VALUE."
+            )
+        results = evaluate(str(words["ckpt"]), data)
     except UserError as error:
         sys.exit(f"Error: {error}")
     print(f"test accuracy, hard (truth tables)  {100 * results['test/acc']:.2f} %")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from difflut_lab import schema
 from difflut_lab.errors import ConfigError
-from difflut_lab.registry import register_head
+from difflut_lab.registry import REGISTRY, register_head
 from difflut_lab.schema import PositiveFloat
 
 
@@ -31,6 +32,7 @@ class GroupSum(nn.Module):
 
     def __init__(self, input_size: int, num_classes: int, *, tau: PositiveFloat = 1.0) -> None:
         super().__init__()
+        schema.validate(GroupSum, {"tau": tau}, "head", REGISTRY.provided("head"))
         if num_classes < 1 or input_size < 1 or input_size % num_classes:
             raise ConfigError(
                 f"group_sum: input_size={input_size} must be a multiple of the {num_classes} classes, "

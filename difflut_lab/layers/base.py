@@ -109,6 +109,8 @@ class BaseLUTLayer(nn.Module):
 
     @layer_config.setter
     def layer_config(self, config: LayerConfig | Mapping[str, Any] | None) -> None:
+        if not isinstance(config, LayerConfig | Mapping | None):
+            raise ConfigError(f"layer_config={config!r}: must be a LayerConfig or a mapping of its fields.")
         if not isinstance(config, LayerConfig):
             config = LayerConfig(**schema.validate(LayerConfig, config or {}, "layer_config"))
         self._layer_config = config

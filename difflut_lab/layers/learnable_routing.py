@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from difflut_lab import schema
 from difflut_lab.layers.base import BaseLUTLayer
 from difflut_lab.layers.wiring_cache import WiringCache
 from difflut_lab.ops import Wiring, route
-from difflut_lab.registry import register_layer
+from difflut_lab.registry import REGISTRY, register_layer
 from difflut_lab.schema import PositiveFloat, PositiveInt
 from difflut_lab.seeding import generator
 
@@ -49,6 +50,7 @@ class LearnableRouting(BaseLUTLayer):
         self, *args: Any, candidates: PositiveInt | None = None, tau: PositiveFloat = 0.001, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        schema.validate(LearnableRouting, {"candidates": candidates, "tau": tau}, "layer", REGISTRY.provided("layer"))
         slots = (self.output_size, self.n)
         drawn = None
         if candidates is not None and candidates < self.input_size:

@@ -71,6 +71,17 @@ class History(Callback):
         self.path = path
         self._start = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the rows of epochs that are trained again, where a training is continued in its own directory."""
+        if not self.path.exists() or not trainer.is_global_zero:
+            return
+        with open(self.path, newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+        with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, HISTORY)
+            writer.writeheader()
+            writer.writerows(rows)
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._start = time.perf_counter()

@@ -20,6 +20,9 @@ KEY = "difflut_lab"  # of our part beside Lightning's
 STATE_PREFIX = "network."
 # what decides the network's shape; training behaviour (layer_config among it) may change between two runs
 STRUCTURE = ("model", "encoder", "layer", "node", "head")
+# what decides the course of a training, and where data lies, which does not
+COURSE = ("optimizer", "scheduler", "data", "seed", "batch_size")
+LOCATIONS = ("data.root", "data.path")
 
 
 def header(config: Mapping[str, Any], overrides: Sequence[str], data: DataSet) -> dict[str, Any]:
@@ -70,8 +73,12 @@ def read(path: str | Path, key: str = "ckpt") -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{key}={path}: there is no such file.") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{key}={path}: cannot be read ({str(error).splitlines()[0]}).") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{key}={path}: cannot be read: it is damaged, no checkpoint, or holds objects that could run code."
+        ) from None
+    except Exception as error:  # the unpickler stumbles over arbitrary bytes in arbitrary ways
+        raise CheckpointError(f"{key}={path}: cannot be read ({type(error).__name__}).") from None
     if not isinstance(content, dict) or KEY not in content:
         raise CheckpointError(f"{key}={path}: is not a checkpoint of difflut_lab.")
     if content[KEY]["format"] != FORMAT:
@@ -116,8 +123,8 @@ def load_weights(network: Network, content: Mapping[str, Any], path: str | Path)
         raise CheckpointError(f"ckpt={path}: its weights do not fit this network: {lines}") from None
 
 
-def check_same_structure(content: Mapping[str, Any], config: Mapping[str, Any], path: str | Path) -> None:
-    """Refuse to continue training from a checkpoint of another network.
+def check_continuation(content: Mapping[str, Any], config: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse to continue training from a checkpoint of another network, or with settings that it would not heed.
 
     Raises
     ------
@@ -129,14 +136,33 @@ def check_same_structure(content: Mapping[str, Any], config: Mapping[str, Any], 
     here = dict(_leaves({group: config.get(group) for group in STRUCTURE}))
     differing = [key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key)]
     if differing:
-        shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in differing[:4])
-        more = f" (and {len(differing) - 4} more)" if len(differing) > 4 else ""
+        shown = _differences(differing, there, here)
         raise CheckpointError(
-            f"ckpt={path}: belongs to another network: {shown}{more}. "
+            f"ckpt={path}: belongs to another network: {shown}. "
             f"It was trained with: {' '.join(about['overrides']) or 'no overrides'}."
         )
     if "optimizer_states" not in content:
         raise CheckpointError(f"ckpt={path}: holds weights only; training continues from last.ckpt.")
+    # the state of the optimizer and the scheduler is restored, whatever is typed: say so rather than ignore it
+    there = dict(_leaves({group: about["config"].get(group) for group in COURSE}))
+    here = dict(_leaves({group: config.get(group) for group in COURSE}))
+    differing = [
+        key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key) and key not in LOCATIONS
+    ]
+    if differing:
+        raise CheckpointError(
+            f"ckpt={path}: cannot be continued with other settings: {_differences(differing, there, here)}."
+        )
+    done = content["epoch"] + 1
+    if done >= config["trainer"]["max_epochs"]:
+        raise CheckpointError(
+            f"ckpt={path}: has {done} epochs already; set trainer.max_epochs={config['trainer']['max_epochs']} higher."
+        )
+
+
+def _differences(keys: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in keys[:4])
+    return shown + (f" (and {len(keys) - 4} more)" if len(keys) > 4 else "")
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

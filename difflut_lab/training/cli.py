@@ -43,6 +43,7 @@ def main() -> None:
         if plugins.load_plugins(_plugin_names(overrides)):
             plugins.offer_parts()
         _check_choices(overrides)
+        _check_directory(overrides)
     except UserError as error:
         _stop(error)
     os.environ[FULL_ERROR] = "1"  # Hydra raises what it would print, and _in_words says it better
@@ -50,7 +51,8 @@ def main() -> None:
     try:
         decorated(run_job)()
     except HydraException as error:
-        _stop(_in_words(error, overrides))
+        words = _in_words(error, overrides)
+        _stop(ConfigError(f"{words} No job of the sweep was started.") if flags else words)
     finally:
         # a job that Hydra cannot compose ends the sweep early: show what was done until then
         sweep.finish()
@@ -72,6 +74,7 @@ def run_job(config: DictConfig) -> float | None:
         The hard accuracy on validation, for sweepers that optimise; None if the job failed in a sweep.
     """
     register_resolvers()
+    os.environ[FULL_ERROR] = "1" if _full_error else "0"  # processes that a job starts are told what the user wants
     hydra_config = HydraConfig.get()
     sweep_name = Path(hydra_config.sweep.dir).name if hydra_config.mode == RunMode.MULTIRUN else None
     directory, overrides = Path(hydra_config.runtime.output_dir), list(hydra_config.overrides.task)
@@ -135,13 +138,30 @@ def _in_words(error: HydraException, overrides: Sequence[Override]) -> ConfigErr
     known = [str(name) for name in siblings] if isinstance(siblings, DictConfig) else []
     prefix = f"{parent}." if parent else ""
     if isinstance(siblings, DictConfig) and not known:
-        return ConfigError(f"Unknown key '{key}': {parent} is empty; to add to it, write +{key}=...")
+        return _why_not_added(key, lines) or ConfigError(
+            f"Unknown key '{key}': {parent} is empty; to add to it, write +{key}=..."
+        )
     library = isinstance(siblings, DictConfig) and "_target_" in siblings
     more = f" (other parameters of {siblings['_target_']}: +{prefix}NAME=...)" if library else ""
     return ConfigError(
         f"Unknown key '{key}'.{did_you_mean(word, known, prefix)} "
         f"Allowed keys: {', '.join(prefix + name for name in known)}{more}."
     )
+
+
+def _why_not_added(key: str, lines: Sequence[str]) -> ConfigError | None:
+    """What would be wrong with a key that is added to an empty mapping, if anything."""
+    from difflut_lab.training.compose import resolve
+
+    added = [f"+{line}" if line.startswith(f"{key}=") else line for line in lines]
+    try:
+        with initialize_config_dir(str(config_directory()), version_base="1.3"):
+            resolve(compose("train", [line for line in added if not line.lstrip("+").startswith("hydra.")]), added)
+    except ConfigError as error:
+        return error
+    except HydraException:
+        return None
+    return None
 
 
 def _is_group(line: str) -> bool:
@@ -156,6 +176,19 @@ def _plugin_names(overrides: Sequence[Override]) -> list[str]:
     return []
 
 
+def _check_directory(overrides: Sequence[Override]) -> None:
+    """Refuse a directory that holds another run, unless that is the run to continue."""
+    if "LOCAL_RANK" in os.environ:
+        return  # a further process of a run that was checked
+    typed = {override.key_or_group: str(override.value()) for override in overrides if not override.is_sweep_override()}
+    for key, trace in (("hydra.run.dir", "config.yaml"), ("hydra.sweep.dir", "summary.csv")):
+        directory = Path(typed.get(key, "."))
+        if key in typed and (directory / trace).exists():
+            if key == "hydra.run.dir" and directory.resolve() in Path(typed.get("ckpt", ".")).resolve().parents:
+                continue
+            raise ConfigError(f"{key}={directory}: holds another run already; name a new directory.")
+
+
 def _check_choices(overrides: Sequence[Override]) -> None:
     """Name the choices of a group, and the nearest, before Hydra fails on one that does not exist."""
     for override in overrides:
@@ -166,8 +199,8 @@ def _check_choices(overrides: Sequence[Override]) -> None:
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
             for choice in value if isinstance(value, list) else [value]:
-                name = str(choice).removesuffix(".yaml")
-                if choice is not None and name not in known:
+                name = "null" if choice is None else str(choice).removesuffix(".yaml")
+                if name not in known:
                     raise ConfigError(
                         f"Unknown {group} '{name}'.{did_you_mean(name, known)} Choices: {', '.join(known)}."
                     )

@@ -53,6 +53,11 @@ class RunSettings:
     # one batch of everything
 
 
+# a run's files have one row, one validation and one checkpoint per epoch
+FIXED_TRAINER_OPTIONS = (
+    *("max_steps", "min_steps", "max_time", "val_check_interval", "check_val_every_n_epoch"),
+    *("enable_checkpointing", "reload_dataloaders_every_n_epochs", "barebones"),
+)
 LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
 
 
@@ -178,6 +183,13 @@ def _check_library(config: Config) -> None:
     for key in ("logger", "callbacks", "default_root_dir", "fast_dev_run"):
         if key in trainer:
             raise ConfigError(f"trainer.{key}: is set by the framework; use the group or key of that name.")
+    for key in FIXED_TRAINER_OPTIONS:
+        if key in trainer:
+            raise ConfigError(
+                f"trainer.{key}={trainer[key]}: cannot be set; every epoch is trained whole, validated and saved once."
+            )
+    if trainer.get("limit_val_batches") == 0:
+        raise ConfigError("trainer.limit_val_batches=0: there must be a validation, which chooses the best checkpoint.")
     epochs = trainer.get("max_epochs")
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ConfigError(f"trainer.max_epochs={epochs}: must be a whole number, at least 1.")

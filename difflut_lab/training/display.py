@@ -78,6 +78,21 @@ def show_results(results: Mapping[str, Any], directory: Path, *, brief: bool = F
     console.print(f"{shown_path(directory)}", soft_wrap=True, highlight=False)
 
 
+@rank_zero_only
+def show_stopped(epoch: int, last: Path) -> None:
+    """Say where an interrupted training stopped, and how to go on.
+
+    Parameters
+    ----------
+    epoch : int
+        The epoch that was not finished, counted from 1.
+    last : Path
+        The last checkpoint, if there is one yet.
+    """
+    how = f"continue with the same settings and ckpt={shown_path(last)}" if last.exists() else "no epoch was completed"
+    new_console().print(f"\nStopped in epoch {epoch}; {how}.", soft_wrap=True, highlight=False)
+
+
 def _add(table: Table, group: str, part: Mapping[str, Any], key: str = "") -> None:
     """A row for a part: registered parts have a name, library parts a path, LayerConfig and the like neither."""
     title = (key or part["_target_"].rpartition(".")[2]) if "_target_" in part else part.get("name", "")

@@ -148,7 +148,11 @@ class Classifier(L.LightningModule):
         if not torch.isfinite(total):
             raise TrainingError(
                 f"Training stopped in epoch {self.current_epoch + 1}: {first_not_finite(self.network, self._last_x)}. "
-                "The checkpoints are those of the last good epoch."
+                + (
+                    "The checkpoints are those of the epoch before."
+                    if self.current_epoch
+                    else "No epoch was completed."
+                )
             )
 
 

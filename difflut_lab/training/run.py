@@ -16,6 +16,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 
 from difflut_lab import __version__
@@ -58,7 +59,7 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     """
     _quiet()
     config = resolve(composed, overrides)
-    _check_devices(config, sweep)
+    _check_trainer(config, sweep, directory)
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     previous = None
@@ -67,7 +68,7 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     data: DataSet = REGISTRY.build("data", config["data"]).load()
     _complete(config, data)
     if previous:
-        checkpoint.check_same_structure(previous, config, config["ckpt"])
+        checkpoint.check_continuation(previous, config, config["ckpt"])
     L.seed_everything(config["seed"], verbose=False)
     network = Network(
         build_model(config, data.input_shape, len(data.class_names)), data.mean, data.std, data.class_names
@@ -80,8 +81,6 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     try:
         loggers = build_loggers(config, directory, overrides, sweep)
         results = _train(module, data, config, loggers, directory)
-    except MisconfigurationException as error:
-        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
     finally:
         close_loggers()
     display.show_results(results, directory, brief=sweep is not None)
@@ -95,7 +94,11 @@ def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logg
     trainer = _build_trainer(config, loggers, directory, checkpoints)
     datamodule = InMemoryData(data, config["batch_size"], config["eval_batch_size"], config["seed"])
     start = time.perf_counter()
-    trainer.fit(module, datamodule=datamodule, ckpt_path=config["ckpt"], weights_only=True)
+    try:
+        trainer.fit(module, datamodule=datamodule, ckpt_path=config["ckpt"], weights_only=True)
+    except SystemExit as stop:  # what Lightning makes of SIGINT and SIGTERM
+        display.show_stopped(trainer.current_epoch + 1, checkpoints.last_path)
+        raise SystemExit(143 if isinstance(stop, SIGTERMException) else 130) from None
     seconds = time.perf_counter() - start
     epochs = trainer.current_epoch
     trainer.strategy.barrier()  # the first process may still be renaming its files
@@ -152,7 +155,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 
-def _check_devices(config: Config, sweep: str | None) -> None:
+def _check_trainer(config: Config, sweep: str | None, directory: Path) -> None:
+    """Build the trainer once, so that what it refuses is refused before data is read."""
     accelerator = config["trainer"].get("accelerator", "auto")
     if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError(f"trainer.accelerator={accelerator}: there is no GPU here; use trainer=cpu.")
@@ -160,6 +164,10 @@ def _check_devices(config: Config, sweep: str | None) -> None:
     if distributed and sweep:
         # each process of Lightning's would start the whole sweep anew
         raise ConfigError("trainer=ddp cannot run inside a sweep (-m): start its trainings one by one.")
+    try:
+        _build_trainer(config, [], directory, Checkpoints(directory))
+    except MisconfigurationException as error:
+        raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 def _complete(config: Config, data: DataSet) -> None:

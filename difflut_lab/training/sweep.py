@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,13 @@ def finish() -> None:
     directory, _directory = _directory, None
     rows = summarise(directory)
     if not rows:
+        # Hydra composes all jobs before it starts one: nothing was done here
+        for name in ("multirun.yaml", "summary.csv"):
+            (directory / name).unlink(missing_ok=True)
+        with suppress(OSError):
+            directory.rmdir()
         return
-    failed_jobs.extend(row["job"] for row in rows if row["status"] == "failed")
+    failed_jobs.extend(row["job"] for row in rows if row["status"] != "done")
     show(rows, directory)
 
 
@@ -70,7 +76,7 @@ def summarise(directory: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"job": str(_number(path.name))} | {
             word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in words
         }
-        row |= {"status": "done" if results else "failed"}
+        row |= {"status": "failed" if (path / "error.txt").exists() else "done" if results else "interrupted"}
         row |= {name: results.get(name) for name in METRICS}
         rows.append(row | {"directory": path.name})
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -101,8 +107,8 @@ def show(rows: list[dict[str, Any]], directory: Path) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells: list[Text | str] = [Text(str(row.get(key, ""))) for key in shown]
-        if row["status"] == "failed":
-            table.add_row(*cells, "[red]failed[/red]", *[""] * (len(METRICS) - 1))
+        if row["status"] != "done":
+            table.add_row(*cells, f"[red]{row['status']}[/red]", *[""] * (len(METRICS) - 1))
         else:
             table.add_row(*cells, *(_cell(name, row[name]) for name in METRICS))
     console = new_console()

@@ -34,7 +34,7 @@ def train(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., 
     def with_overrides(*overrides: str, name: str = "run", **options: Any) -> Path:
         words = [*SMALL, *overrides]
         directory = tmp_path / name
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         run(composed(*words), words, directory, **options)
         return directory
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,13 +79,17 @@ def test_a_sweep_with_a_plugin_and_a_failing_job_ends_with_one_table(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["hydra.run.dir=used"], "Error: hydra.run.dir=used: holds another run already"),
         (["layer=random_ruting"], "Error: Unknown layer 'random_ruting'. Did you mean 'random_routing'? Choices: "),
         (["node.n=20"], "Error: node.n=20: "),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_line_and_a_status(words, message, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.yaml").write_text("")
     result = start(*words, cwd=tmp_path)
     assert result.returncode != 0
+    assert not any((tmp_path / "outputs").glob("*/*")), "nothing is left behind"
     assert result.stderr.startswith(message)
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr
@@ -96,6 +101,22 @@ def test_help_lists_groups_and_choices_of_plugins_too(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "layer: feature_wise_groups, learnable_routing, my_custom_layer, my_layer, random_routing" in result.stdout
     assert "experiment" in result.stdout
+
+
+def test_a_stopped_run_says_how_to_continue(tmp_path):
+    words = [*QUICK[:2], "trainer.max_epochs=100000", "scheduler=none", "logger=none", f"hydra.run.dir={tmp_path}/run"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert f"continue with the same settings and ckpt={last}" in output
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow

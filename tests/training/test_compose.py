@@ -84,6 +84,8 @@ BAD_INPUT = [
         "Unknown key 'logger.wandb.projekt' (value 'x'). Did you mean 'logger.wandb.project'?",
     ),
     (["data=npz"], "data.path: must be given."),
+    (["+trainer.max_steps=5"], "trainer.max_steps=5: cannot be set"),
+    (["+trainer.limit_val_batches=0"], "trainer.limit_val_batches=0: there must be a validation"),
     (
         ["trainer.precision=16-mixed", "layer_config.grad_stabilization=nodewise"],
         "trainer.precision=16-mixed scales the loss",

@@ -60,6 +60,15 @@ def test_continuing_from_the_last_checkpoint_equals_not_having_stopped(train, la
         assert [row["epoch"] for row in csv.DictReader(file)] == ["2", "3"]
 
 
+def test_a_run_continued_in_its_own_directory_keeps_one_row_per_epoch(train):
+    words = ["scheduler=none"]
+    directory = train(*words)
+    train(*words, "trainer.max_epochs=3", f"ckpt={directory}/checkpoints/last.ckpt")
+    with open(directory / "history.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1", "2"]
+    assert metrics(directory)["epochs"] == 3
+
+
 def test_a_checkpoint_alone_gives_the_runs_accuracy(train):
     directory = train("node=probabilistic", "optimizer.lr=0.05")
     results = evaluate(directory / "checkpoints" / "best.ckpt")
@@ -99,6 +108,10 @@ def test_checkpoints_of_other_networks_and_broken_ones_are_refused(train, tmp_pa
         train(f"ckpt={last.with_name('best.ckpt')}", name="weights")
     with pytest.raises(CheckpointError, match="there is no such file"):
         train("ckpt=nowhere.ckpt", name="nowhere")
+    with pytest.raises(CheckpointError, match=r"other settings: optimizer\.lr is 0\.1 there, 0\.01 here"):
+        train("optimizer.lr=0.01", f"ckpt={last}", name="rate")
+    with pytest.raises(CheckpointError, match="has 2 epochs already; set trainer.max_epochs=2 higher"):
+        train(f"ckpt={last}", name="done")
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(CheckpointError, match="is not a checkpoint of difflut_lab"):
         read(tmp_path / "foreign.ckpt")

@@ -19,16 +19,18 @@ def test_a_sweep_becomes_one_table_ordered_by_job_with_failures_in_it(tmp_path, 
     job(tmp_path, "10_seed=10_abc", ["seed=10", "fan_in=4"], results)
     job(tmp_path, "2_seed=2_abc", ["seed=2", "fan_in=4"], None)
     job(tmp_path, "0_seed=0_abc", ["seed=0", "fan_in=4"], results | {"test/acc": 0.25})
+    (tmp_path / "2_seed=2_abc" / "error.txt").write_text("what happened")
+    job(tmp_path, "11_seed=11_abc", ["seed=11", "fan_in=4"], None)
     (tmp_path / "wandb").mkdir()
     rows = summarise(tmp_path)
-    assert [row["job"] for row in rows] == ["0", "2", "10"]
+    assert [row["job"] for row in rows] == ["0", "2", "10", "11"]
     with open(tmp_path / "summary.csv") as file:
         written = list(csv.DictReader(file))
     assert list(written[0]) == [
         *("job", "seed", "fan_in", "status", "test/acc", "test/acc_soft", "test/gap", "val/acc"),
         *("train/seconds", "directory"),
     ]
-    assert [row["status"] for row in written] == ["done", "failed", "done"]
+    assert [row["status"] for row in written] == ["done", "failed", "done", "interrupted"]
     assert written[0]["test/acc"] == "0.25"
     show(rows, tmp_path)
     printed = capsys.readouterr().out

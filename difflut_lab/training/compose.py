@@ -43,6 +43,9 @@ class RunSettings:
     ckpt: str | None
     # a last.ckpt to continue from
 
+    kernels: str
+    # what computes the ops
+
     threads: PositiveInt | None
     # CPU threads; None leaves them to torch
 

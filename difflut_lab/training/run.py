@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from difflut_lab import __version__
 from difflut_lab.data import DataSet
 from difflut_lab.errors import ConfigError
+from difflut_lab.ops import chosen_kernels, use_kernels
 from difflut_lab.registry import REGISTRY
 from difflut_lab.training import checkpoint, display
 from difflut_lab.training.callbacks import Checkpoints, EpochProgress, History
@@ -60,6 +61,7 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     _quiet()
     config = resolve(composed, overrides)
     _check_trainer(config, sweep, directory)
+    use_kernels(config["kernels"])
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     previous = None
@@ -112,6 +114,7 @@ def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logg
         "parameters": sum(parameter.numel() for parameter in module.network.parameters() if parameter.requires_grad),
         "tables": module.network.model.num_tables,
         "seed": config["seed"],
+        "kernels": chosen_kernels(),
         "device": str(trainer.strategy.root_device),
         "threads": torch.get_num_threads(),
         "git": git_revision(),

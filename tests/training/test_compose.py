@@ -103,6 +103,11 @@ def test_bad_input_is_one_line_that_names_key_value_and_choices(composed, words,
     assert "\n" not in str(error.value)
 
 
+def test_kernels_that_do_not_exist_are_named(train):
+    with pytest.raises(ConfigError, match=r"^kernels=cuda: there is no such backend\. Backends: auto, reference, cpu"):
+        train("kernels=cuda")
+
+
 def test_bf16_goes_with_gradient_stabilization(composed):
     words = ["trainer.precision=bf16-mixed", "layer_config.grad_stabilization=nodewise"]
     assert resolve(composed(*words), words)["trainer"]["precision"] == "bf16-mixed"

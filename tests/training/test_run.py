@@ -157,6 +157,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(trai
         assert all(tensor.isfinite().all() for tensor in content["state_dict"].values())
 
 
+@pytest.mark.parametrize("node", ["dwn", "probabilistic"])
+def test_the_record_says_which_kernels_ran_and_they_agree(train, node):
+    words = [f"node={node}", "layer_config.flip_probability=0.1"]
+    reference, fast = train(*words, "kernels=reference", name="reference"), train(*words, name="fast")
+    assert set(metrics(reference)["kernels"].values()) == {"reference"}
+    assert "cpu" in metrics(fast)["kernels"].values()
+    assert metrics(fast)["test/acc"] == pytest.approx(metrics(reference)["test/acc"], abs=0.05)
+
+
 def test_a_gpu_that_is_not_there_is_named(train):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

@@ -5,6 +5,7 @@ On a machine with a GPU, TRITON_INTERPRET=0 runs the same tests on it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from difflut_lab.ops import Wiring, efd_table
+from difflut_lab.ops import Flips, Wiring, efd_table, interpolate, lookup
 from difflut_lab.ops.flips import Draw
 from difflut_lab.ops.interpolate import reference as soft_reference
 from difflut_lab.ops.interpolate import triton as soft
@@ -126,6 +127,20 @@ def test_lookup_equals_the_reference(case: Any) -> None:
         assert_near(got, want, 1e-5)
 
 
+def test_one_node_per_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton import Config
+
+    for module in (soft, hard):
+        for name in ("evaluate", "differentiate_inputs", "differentiate_table", "sum_inputs"):
+            if hasattr(module, name):
+                monkeypatch.setattr(getattr(module, name), "configs", [Config({"NODES": 1, "GROUPS": 4})])
+    bank = Bank(4, 3, 35, 3, False)
+    for got, want in zip(bank.soft(soft, torch.float32), bank.soft(soft_reference, torch.float64), strict=True):
+        assert_near(got, want, 1e-5)
+    for got, want in zip(bank.hard(hard, torch.float32), bank.hard(hard_reference, torch.float64), strict=True):
+        assert_near(got, want, 1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
     bank = Bank(6, 33, 127, 5, False, dtype)
@@ -219,6 +234,30 @@ def test_nothing_to_do(num_nodes: int, batch: int) -> None:
     assert y.shape == address.shape == (num_nodes, batch)
     assert x_gradient is not None and torch.equal(x_gradient, torch.zeros(INPUTS, batch, device=DEVICE))
     assert table_gradient is not None and torch.equal(table_gradient, torch.zeros_like(table))
+
+
+@pytest.mark.parametrize("op", ["interpolate", "lookup"])
+def test_behind_the_public_op(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.import_module(f"difflut_lab.ops.{op}")
+    bank = Bank(3, 5, 20, None, False)
+    assert bank.indices is not None
+    wiring = Wiring(bank.indices, INPUTS)
+    flips = Flips(0.3, 5, torch.tensor(2, device=DEVICE))
+
+    def run(x: Tensor, table: Tensor) -> Tensor:
+        if op == "lookup":
+            return lookup(x * 0.9, table, efd_table(table), wiring, flips)
+        return interpolate(x * 0.9, table, wiring, flips)
+
+    results = []
+    for backend in (soft if op == "interpolate" else hard, soft_reference if op == "interpolate" else hard_reference):
+        monkeypatch.setattr(package, "choose", lambda *arguments, backend=backend: backend)
+        x, table = bank.x.clone().requires_grad_(), bank.table.clone().requires_grad_()
+        y = torch.compile(run, fullgraph=True, backend="aot_eager")(x, table)
+        assert y.t().is_contiguous()
+        results.append((y.detach(), *torch.autograd.grad(y, (x, table), bank.gradient)))
+    for got, want in zip(*results, strict=True):
+        assert_near(got, want.double(), 1e-5)
 
 
 def test_only_the_wanted_gradients() -> None:

@@ -28,10 +28,12 @@ from difflut_lab.ops.kernel.triton import (
     grid,
     groups_of,
     kernel,
+    nodes_of,
     read,
     samples_of,
     stored,
     sum_over_readers,
+    sum_samples,
 )
 from difflut_lab.ops.shapes import feature_major, output_dtype
 
@@ -126,7 +128,7 @@ def _evaluate(
     GROUPS: tl.constexpr,
 ):
     """``y (N, B)``, and the flips into ``packed (N, n, groups)`` where there is a ``step``."""
-    node = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None, None]
+    node = nodes_of(NODES)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[None, :, None]
     sample, inside = samples_of(group, node, batch, num_nodes, SHIFT)
     half: tl.constexpr = n // 2
@@ -173,7 +175,7 @@ def _differentiate_inputs(
     GROUPS: tl.constexpr,
 ):
     """Gradients of the slots, ``out (N * n, B)``; 0 where x is outside of [0, 1] and routed already."""
-    node = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None, None]
+    node = nodes_of(NODES)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[None, :, None]
     sample, inside = samples_of(group, node, batch, num_nodes, SHIFT)
     half: tl.constexpr = n // 2
@@ -229,7 +231,7 @@ def _differentiate_table(
     GROUPS: tl.constexpr,
 ):
     """Gradient of the table, ``out (N, K)``: a program has 2^TILED entries of its nodes and goes through the batch."""
-    node = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None, None]
+    node = nodes_of(NODES)
     tile = tl.program_id(1)
     half: tl.constexpr = TILED // 2
     zero = tl.zeros([NODES, GROUPS, 8], tl.float32)
@@ -256,10 +258,9 @@ def _differentiate_table(
             for a in tl.static_range(1 << half):
                 added = added + (sums[(h << half) + a] + weighted * lower[(1 << half) - 1 + a],)
         sums = added
-    row = tl.program_id(0) * NODES + tl.arange(0, NODES)
-    at = row.to(tl.int64) * (1 << n) + (tile << TILED)
+    at = node.to(tl.int64) * (1 << n) + (tile << TILED)
     for a in tl.static_range(1 << TILED):
-        tl.store(out + at + a, tl.sum(tl.sum(sums[a], 2), 1), mask=row < num_nodes)
+        tl.store(out + at + a, sum_samples(sums[a], NODES), mask=node < num_nodes)
 
 
 evaluate = kernel(_evaluate, values=32)

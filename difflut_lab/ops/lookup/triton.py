@@ -27,9 +27,12 @@ from difflut_lab.ops.kernel.triton import (
     flipped,
     grid,
     kernel,
+    largest,
+    nodes_of,
     read,
     samples_of,
     stored,
+    sum_samples,
 )
 from difflut_lab.ops.shapes import feature_major, output_dtype
 
@@ -58,7 +61,7 @@ def _evaluate(
     GROUPS: tl.constexpr,
 ):
     """``y (N, B)`` and ``address (N, B)``; with flips where there is a ``step``."""
-    node = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None, None]
+    node = nodes_of(NODES)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[None, :, None]
     sample, inside = samples_of(group, node, batch, num_nodes, SHIFT)
     found = tl.zeros([NODES, GROUPS, 8], tl.int32)
@@ -93,8 +96,8 @@ def _differentiate_inputs(
 
     ``num_nodes`` counts the inputs, F. Without ``slots`` input f is read by slot f alone.
     """
-    feature = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None]
-    sample = tl.program_id(1) * (GROUPS * 8) + tl.arange(0, GROUPS * 8)[None, :]
+    feature = nodes_of(NODES)
+    sample = tl.program_id(1) * (GROUPS * 8) + tl.arange(0, GROUPS * 8)[None, None, :]
     exists = feature < num_nodes
     inside = exists & (sample < batch)
     if slots is None:
@@ -103,8 +106,8 @@ def _differentiate_inputs(
     else:
         first = tl.load(start + feature, mask=exists, other=0)
         count = tl.load(start + feature + 1, mask=exists, other=0) - first
-    total = tl.zeros([NODES, GROUPS * 8], tl.float32)
-    for i in range(tl.max(tl.max(count, 1), 0)):
+    total = tl.zeros([NODES, 1, GROUPS * 8], tl.float32)
+    for i in range(largest(count, NODES)):
         reads = i < count
         slot = first + i
         if slots is not None:
@@ -130,14 +133,14 @@ def _differentiate_table(
     GROUPS: tl.constexpr,
 ):
     """Gradient of the table, ``out (N, K)``: a program has 2^TILED entries of its nodes and goes through the batch."""
-    node = tl.program_id(0) * NODES + tl.arange(0, NODES)[:, None]
+    node = nodes_of(NODES)
     tile = tl.program_id(1) << TILED
-    zero = tl.zeros([NODES, GROUPS * 8], tl.float32)
+    zero = tl.zeros([NODES, 1, GROUPS * 8], tl.float32)
     sums = ()
     for _ in tl.static_range(1 << TILED):
         sums = sums + (zero,)
     for first in range(0, batch, GROUPS * 8):
-        sample = first + tl.arange(0, GROUPS * 8)[None, :]
+        sample = first + tl.arange(0, GROUPS * 8)[None, None, :]
         inside = (node < num_nodes) & (sample < batch)
         at = node.to(tl.int64) * batch + sample
         entry = tl.load(address + at, mask=inside, other=0).to(tl.int32) - tile
@@ -146,10 +149,9 @@ def _differentiate_table(
         for a in tl.static_range(1 << TILED):
             added = added + (sums[a] + tl.where(entry == a, outer, 0.0),)
         sums = added
-    row = tl.program_id(0) * NODES + tl.arange(0, NODES)
-    at = row.to(tl.int64) * (1 << n) + tile
+    at = node.to(tl.int64) * (1 << n) + tile
     for a in tl.static_range(1 << TILED):
-        tl.store(out + at + a, tl.sum(sums[a], 1), mask=row < num_nodes)
+        tl.store(out + at + a, sum_samples(sums[a], NODES), mask=node < num_nodes)
 
 
 evaluate = kernel(_evaluate)

@@ -1,0 +1,168 @@
+"""Compile the Triton kernels ahead of time, for GPUs that need not be there, and print what they use.
+
+``python scripts/compile_kernels.py [--fan-in 2 6 8] [--targets sm_80 sm_90 gfx942] [--kernels interpolate.evaluate]``
+
+Of each kernel the block with the most samples per thread is compiled, with flips. The exit status is 1 if registers are
+spilled. With ``--write`` the table replaces the one in ``docs/kernels.md``, beside an estimate of the limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Column, Table
+
+TARGETS = ["sm_80", "sm_90", "gfx942"]
+KERNELS = [
+    "interpolate.evaluate",
+    "interpolate.differentiate_inputs",
+    "interpolate.sum_inputs",
+    "interpolate.differentiate_table",
+    "lookup.evaluate",
+    "lookup.differentiate_inputs",
+    "lookup.differentiate_table",
+]
+PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
+
+# of an H100 SXM, from its data sheet: bytes and fused multiply-adds per second
+BANDWIDTH, RATE = 3.35e12, 33.5e12
+# what the estimate is for
+INPUTS, NODES = 1568, 2000
+# entries of a table gradient per program
+TILE = 64
+
+
+class Row(NamedTuple):
+    """A compiled kernel."""
+
+    kernel: str
+    n: int
+    target: str
+    samples: int
+    warps: int
+    registers: int
+    spilled: int
+    shared: int
+
+
+def main() -> None:
+    """Compile, print, and fail if anything is spilled."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fan-in", type=int, nargs="+", default=[2, 6, 8])
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of inputs and outputs")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.parent.name}/{PAGE.name}")
+    arguments = parser.parse_args()
+    # read by triton at its import: an interpreter compiles nothing
+    os.environ["TRITON_INTERPRET"] = "0"
+    rows = []
+    for n in arguments.fan_in:
+        for kernel in arguments.kernels:
+            for target in arguments.targets:
+                begin = time.perf_counter()
+                rows.append(measure(kernel, target, n, arguments.dtype))
+                print(f"{kernel} n={n} {target}: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+    show(rows)
+    if arguments.write:
+        write({"resources": resources(rows), "limits": limits(arguments.fan_in)})
+    spilled = [row for row in rows if row.spilled]
+    if spilled:
+        sys.exit("spilled registers: " + ", ".join(f"{row.kernel} n={row.n} {row.target}" for row in spilled))
+
+
+def measure(kernel: str, target: str, n: int, dtype: str) -> Row:
+    """Compile one kernel for one target."""
+    from difflut_lab.ops.kernel.triton import compile_ahead
+
+    op, _, name = kernel.partition(".")
+    tuned = getattr(importlib.import_module(f"difflut_lab.ops.{op}.triton"), name)
+    return Row(kernel, n, target, *compile_ahead(tuned, target, n, dtype))
+
+
+def show(rows: list[Row]) -> None:
+    """Print a table."""
+    table = Table(
+        Column("kernel", no_wrap=True), "n", "target", "samples", "warps", "registers", "spilled", "shared bytes"
+    )
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console().print(table)
+
+
+def resources(rows: list[Row]) -> str:
+    """The table of ``docs/kernels.md``: one row per kernel and fan-in, one column per target."""
+    targets = list(dict.fromkeys(row.target for row in rows))
+    lines = [f"| kernel | n | samples | warps | {' | '.join(targets)} |", "|---" * (4 + len(targets)) + "|"]
+    for kernel, n in dict.fromkeys((row.kernel, row.n) for row in rows):
+        uses = {row.target: row for row in rows if (row.kernel, row.n) == (kernel, n)}
+        use = next(iter(uses.values()))
+        cells = [f"{uses[target].registers}, {uses[target].spilled}, {uses[target].shared}" for target in targets]
+        lines.append(f"| `{kernel}` | {n} | {use.samples} | {use.warps} | {' | '.join(cells)} |")
+    return "\n".join([f"With triton {version('triton')}:", "", *lines])
+
+
+def limits(fan_ins: list[int]) -> str:
+    """Operations and bytes of a sample and a node, against the least that any kernel needs."""
+    lines = [
+        "| kernel | n | operations | least | bytes requested | bytes, least | limit by | ps |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for n in fan_ins:
+        for kernel, (operations, fewest, requested, least) in estimate(n).items():
+            times = {"arithmetic": operations / RATE, "memory": least / BANDWIDTH}
+            slower = max(times, key=lambda name: times[name])
+            cells = [f"{operations}", f"{fewest}", f"{requested:.1f}", f"{least:.1f}", slower]
+            lines.append(f"| `{kernel}` | {n} | {' | '.join(cells)} | {times[slower] * 1e12:.2f} |")
+    return "\n".join(lines)
+
+
+def estimate(n: int) -> dict[str, tuple[int, int, float, float]]:
+    """Operations, the fewest possible, bytes requested and the fewest that must come from memory."""
+    low, high, entries = 1 << n // 2, 1 << n - n // 2, 1 << n
+    products = 2 * (low - 1) + 2 * (high - 1)
+    folds = 3 * (low - 1) + 3 * (high - 1)
+    # an input that is read once, as a share of a node's bytes
+    once = 4 * INPUTS / NODES
+    tiles = max(1, entries // TILE)
+    return {
+        "interpolate.evaluate": (products + entries + high, entries, 4 * n + 4, once + 4),
+        "interpolate.differentiate_inputs": (
+            products + 2 * entries + 2 * high + folds + n,
+            entries,
+            12 * n + 4 + 2 * once,
+            2 * once + 4,
+        ),
+        "interpolate.differentiate_table": (
+            tiles * (products + high) + entries,
+            entries,
+            tiles * (4 * n + 4),
+            once + 4,
+        ),
+        "lookup.evaluate": (3 * n + 1, n, 4 * n + 5 + 4, once + 5),
+        "lookup.differentiate_inputs": (n, n, 9 * n + once, once + 5),
+        "lookup.differentiate_table": (2 * entries, 1, tiles * 5, 5),
+    }
+
+
+def write(tables: dict[str, str]) -> None:
+    """Replace what stands between the markers of each table."""
+    text = PAGE.read_text()
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = head + begin + table + end + tail
+    PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -63,7 +63,7 @@ def draw_case(n: int, batch: int, num_nodes: int, num_inputs: int, wired: bool, 
     return {
         "x": torch.rand(batch, num_inputs if wired else num_nodes * n) * 1.4 - 0.2,
         "table": torch.randn(num_nodes, 2**n),
-        "slope": efd_table(torch.randn(num_nodes, 2**n)),
+        "slope": torch.randn(num_nodes, n, 2**n),
         "wiring": Wiring(indices, num_inputs) if wired else None,
         "flips": Flips(0.3, 0x1234567_89ABCDEF, torch.tensor(2**32 + 4), 2, batch % 11) if flipped else None,
         "gradient": torch.randn(batch, num_nodes),
@@ -91,6 +91,15 @@ def test_equals_the_reference(op: str, n: int) -> None:
             assert torch.equal(got[0], evaluate(op, "reference", torch.float32, case)[0])
 
     run()
+
+
+@pytest.mark.parametrize("n", range(1, 9))
+def test_efd_equals_the_reference(n: int) -> None:
+    table = torch.randn(13, 2**n)
+    got = efd_table(table, 0.7, 0.4)
+    assert dispatch.chosen_kernels() == {"efd": "cpu"}
+    check(got, efd_table(table.double(), 0.7, 0.4))
+    check(efd_table(table.t().contiguous().t()), efd_table(table.double()))
 
 
 @pytest.mark.parametrize("op", ["interpolate", "lookup"])

@@ -38,11 +38,12 @@ from difflut_lab.ops.kernel.cpu import (
     stack,
     sum_over_readers,
     unpadded,
+    workspace,
 )
 
 # samples whose products are kept between two passes over them
 BLOCK = 128
-# floats
+# floats that a block's gradients of slots may take
 CACHED = 1 << 21
 # accumulators of the table's gradient that are in registers at once
 TILE = (4, 2)
@@ -319,21 +320,22 @@ def backward(
     num_nodes, batch = table.shape[0], x.shape[0]
     rows, outputs = padded_rows(x), padded_rows(gradient)
     length = rows.shape[1]
+    x_gradient = rows.new_empty(rows.shape) if want_x else None
     table_gradient = rows.new_zeros(table.shape if want_table else (0, table.shape[1]))
-    # a block's gradients of slots, on their way to the inputs, are still cached
-    block = max(BLOCK, (CACHED // max(1, num_nodes * n)) // BLOCK * BLOCK) if want_x and inverse is not None else length
-    x_gradient = None if inverse is None or not want_x else rows.new_empty(rows.shape)
-    slots = rows.new_empty((num_nodes * n if want_x else 0), min(block, length))
-    for first in range(0, length, max(block, 1)):
-        slots = slots[:, : length - first]
-        if not slots.is_contiguous():
-            slots = slots.new_empty(slots.shape)
+    gathered = want_x and inverse is not None
+    # the gradients of a block's slots are still cached when they are summed up for the inputs
+    size = max(BLOCK, CACHED // max(1, num_nodes * n) // BLOCK * BLOCK) if gathered else length
+    for first in range(0, length, max(1, size)):
+        width = min(size, length - first)
+        slots = rows.new_empty(0, width) if x_gradient is None else x_gradient
+        if gathered:
+            slots = workspace(num_nodes * n, width)
         run(
             differentiate,
             num_nodes,
-            num_nodes * slots.shape[1] << n >> 3,
+            num_nodes * width << n >> 3,
             (0,) * n,
-            (0,) * (0 if not want_x else 1 if inverse is not None else 2),
+            (0,) * (1 if gathered else 2 if want_x else 0),
             () if packed is None else (0,),
             array(rows),
             array(table.float()),
@@ -345,13 +347,12 @@ def backward(
             sample_offset % 8,
             array(torch.empty(0, 0, 0, dtype=torch.uint8) if packed is None else packed),
         )
-        if x_gradient is not None and inverse is not None:
+        if inverse is not None and x_gradient is not None:
             readers, start = inverse
-            work = slots.numel() >> 3
             run(
                 sum_over_readers,
-                x.shape[1],
-                work,
+                len(rows),
+                slots.numel() >> 3,
                 array(readers),
                 array(start),
                 array(slots),
@@ -359,6 +360,4 @@ def backward(
                 array(rows),
                 array(x_gradient),
             )
-    if want_x and x_gradient is None:
-        x_gradient = slots
     return None if x_gradient is None else unpadded(x_gradient, batch), table_gradient if want_table else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -35,7 +36,7 @@ _log = logging.getLogger(__name__)
 LANES = 16 if binding.get_host_cpu_features().get("avx512f", False) else 8
 PADDING = 32
 
-I8, I32, I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 FLOAT = ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 WORDS = ir.VectorType(I32, LANES)
@@ -230,39 +231,34 @@ def _draw(typingctx, into, groups, first, slot, step, layer, low, high, threshol
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         v = Vectors(builder)
-        into, groups, first, *rest = arguments
-        slot, step, layer, low, high, threshold = (builder.trunc(word, I32) for word in rest)
+        into, groups, first, slot, step, layer, low, high, threshold = arguments
         into = v.pointer(into, I8)
-        wide = ir.VectorType(I64, LANES)
+        # words in the lower halves of 64 bits, where they are multiplied; what is above is left to be anything
+        half, word = v.constant(I64, [32] * LANES), v.constant(I64, [WORD] * LANES)
+        keys = [v.splat(key) for key in (low, high)]
+        limit = v.splat(builder.trunc(builder.sub(threshold, I64(1)), I16), 2 * LANES)
         with cgutils.for_range_slice(builder, I64(0), groups, I64(LANES), I64) as (group, _):
-            start = v.splat(builder.trunc(builder.add(first, group), I32))
-            c0 = builder.add(start, v.constant(I32, range(LANES)))
-            c1, c2, c3 = (v.splat(word) for word in (slot, step, layer))
-            keys = [low, high]
-            for _ in range(ROUNDS):
-                products = []
-                for word, factor in zip((c0, c2), MULTIPLIERS, strict=True):
-                    products.append(builder.mul(builder.zext(word, wide), v.constant(I64, [factor] * LANES)))
-                shift = v.constant(I64, [32] * LANES)
-                (high0, low0), (high1, low1) = (
-                    (builder.trunc(builder.lshr(product, shift), WORDS), builder.trunc(product, WORDS))
-                    for product in products
+            c0 = builder.add(v.splat(builder.add(first, group)), v.constant(I64, range(LANES)))
+            c1, c2, c3 = (v.splat(number) for number in (slot, step, layer))
+            for turn in range(ROUNDS):
+                product0, product1 = (
+                    builder.mul(builder.and_(counter, word), v.constant(I64, [factor] * LANES))
+                    for counter, factor in zip((c0, c2), MULTIPLIERS, strict=True)
                 )
-                c0, c1, c2, c3 = (
-                    builder.xor(high1, builder.xor(c1, v.splat(keys[0]))),
-                    low1,
-                    builder.xor(high0, builder.xor(c3, v.splat(keys[1]))),
-                    low0,
+                key0, key1 = (
+                    builder.add(key, v.constant(I64, [turn * more & WORD] * LANES))
+                    for key, more in zip(keys, KEY_STEPS, strict=True)
                 )
-                keys = [builder.add(key, I32(more)) for key, more in zip(keys, KEY_STEPS, strict=True)]
-            limit = v.splat(threshold)
+                c0, c1 = builder.xor(builder.xor(builder.lshr(product1, half), c1), key0), product1
+                c2, c3 = builder.xor(builder.xor(builder.lshr(product0, half), c3), key1), product0
             octets = v.constant(I32, [0] * LANES)
-            for index, word in enumerate((c0, c1, c2, c3)):
-                low_half = builder.and_(word, v.constant(I32, [0xFFFF] * LANES))
-                high_half = builder.lshr(word, v.constant(I32, [16] * LANES))
-                for bit, half in ((2 * index, low_half), (2 * index + 1, high_half)):
-                    flag = builder.zext(builder.icmp_unsigned("<", half, limit), WORDS)
-                    octets = builder.or_(octets, builder.shl(flag, v.constant(I32, [bit] * LANES)))
+            for index, counter in enumerate((c0, c1, c2, c3)):
+                halves = builder.bitcast(builder.trunc(counter, WORDS), limit.type)
+                below = builder.sext(builder.icmp_unsigned("<=", halves, limit), limit.type)
+                flags = builder.bitcast(below, WORDS)
+                bits = 1 << 2 * index | 1 << 16 + 2 * index + 1
+                octets = builder.or_(octets, builder.and_(flags, v.constant(I32, [bits] * LANES)))
+            octets = builder.or_(octets, builder.lshr(octets, v.constant(I32, [16] * LANES)))
             v.store(builder.trunc(octets, ir.VectorType(I8, LANES)), into, group)
         return context.get_dummy_value()
 
@@ -328,6 +324,10 @@ def draw_node(drawn, packed, shift, groups, node, routing, counter):  # type: ig
     n = len(drawn)
     for k in range(n):
         at = packed.ctypes.data + k * packed.shape[1]
+        if counter[5] == 0:
+            packed[k] = 0
+            drawn[k] = 0
+            continue
         _draw(at, groups, counter[0], node * n + k, counter[1], counter[2], counter[3], counter[4], counter[5])
         align(drawn[k], packed[k, :groups], shift, routing.shape[0] > 0 and routing[node, k] < 0)
 
@@ -367,6 +367,18 @@ def padded_rows(x: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
     rows[:, batch:] = 0
     rows[:, :batch] = x.detach().t()
     return rows
+
+
+_memory = threading.local()
+
+
+def workspace(*shape: int) -> Tensor:
+    """Floats that live until the thread's next call; memory that is new every time costs more than what fills it."""
+    size = math.prod(shape)
+    kept: Tensor | None = getattr(_memory, "kept", None)
+    if kept is None or kept.numel() < size:
+        _memory.kept = kept = torch.empty(size)
+    return kept[:size].view(shape)
 
 
 def unpadded(rows: Tensor, batch: int) -> Tensor:

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from difflut_lab.ops.flips import Draw
 from difflut_lab.ops.kernel.cpu import (
+    FLOATS,
     I8,
+    I32,
     I64,
     LANES,
     PADDING,
@@ -91,19 +93,45 @@ def differentiate_table(begin, end, address, gradient, out):  # type: ignore[no-
             out[j, entry] = (sums[0, entry] + sums[1, entry]) + (sums[2, entry] + sums[3, entry])
 
 
+@intrinsic
+def _add_slopes(typingctx, slope, address, gradient, out, count):  # type: ignore[no-untyped-def]
+    """``out += slope[address] * gradient``."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        slope, address, gradient, out, count = arguments
+        slope, gradient, out = (v.pointer(pointer) for pointer in (slope, gradient, out))
+        address = v.pointer(address, I8)
+        with cgutils.for_range_slice(builder, I64(0), count, I64(LANES), I64) as (at, _):
+            found = ir.Constant(FLOATS, ir.Undefined)
+            for lane in range(LANES):
+                entry = builder.zext(builder.load(builder.gep(address, [builder.add(at, I64(lane))])), I64)
+                found = builder.insert_element(found, builder.load(builder.gep(slope, [entry])), I32(lane))
+            v.store(v.fused(found, v.load(gradient, at), v.load(out, at)), out, at)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
 @kernel
 def differentiate_inputs(begin, end, fan, slots, start, slope, address, gradient, out):  # type: ignore[no-untyped-def]
     """Gradients ``out (F, B)`` of a run of inputs: over the slots that read them, ``slope (N, n, K)`` at the addresses.
 
     ``slots`` and ``start`` are a wiring's inverse.
     """
-    batch = address.shape[1]
+    n, batch, entries = len(fan), address.shape[1], slope.shape[2]
     for f in range(begin, end):
         out[f] = 0
         for p in range(start[f], start[f + 1]):
-            j, k = slots[p] // len(fan), slots[p] % len(fan)
-            for b in range(batch):
-                out[f, b] += slope[j, k, address[j, b]] * gradient[j, b]
+            slot = slots[p]
+            j = slot // n
+            _add_slopes(
+                slope.ctypes.data + 4 * slot * entries,
+                address.ctypes.data + j * batch,
+                gradient.ctypes.data + 4 * j * batch,
+                out.ctypes.data + 4 * f * batch,
+                batch,
+            )
 
 
 def forward(

@@ -1,0 +1,55 @@
+"""The input gradient of a hard lookup, as a table: the extended finite difference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from difflut_lab.ops.dispatch import choose
+from difflut_lab.ops.shapes import compute_dtype, fan_in
+
+
+@torch.library.custom_op("difflut_lab::efd_table", mutates_args=())
+def _efd_table(table: Tensor, alpha: float, beta: float) -> Tensor:
+    return choose("efd", fan_in(table), table).forward(table, alpha, beta)
+
+
+@_efd_table.register_fake
+def _(table: Tensor, alpha: float, beta: float) -> Tensor:
+    return table.new_empty((table.shape[0], fan_in(table), table.shape[1]), dtype=compute_dtype(table))
+
+
+@torch.no_grad()
+def efd_table(table: Tensor, alpha: float | None = None, beta: float = 1 / 3) -> Tensor:
+    """Extended finite difference of every node's table, in every input, at every address.
+
+    ``D[j, l, a] = alpha * sum_b (-1)^(1 - b_l) table[j, b] * beta^H``, H the Hamming distance of a and b without bit l.
+    Nothing is recorded for autograd.
+
+    Parameters
+    ----------
+    table : Tensor
+        ``(N, 2^n)``, address LSB first.
+    alpha : float, optional
+        Scale; ``0.5 * 0.75^(n - 1)`` by default, which makes the weights of an address sum to 1/2 at ``beta = 1/3``.
+    beta : float
+        What one further differing bit weighs, in ``[0, 1)``.
+
+    Returns
+    -------
+    Tensor
+        ``(N, n, 2^n)``, float32 (float64 for a float64 table).
+
+    Raises
+    ------
+    ValueError
+        If ``beta`` is not in ``[0, 1)`` or the width of the table is not a power of two.
+
+    References
+    ----------
+    Bacellar et al., Differentiable Weightless Neural Networks, arXiv:2410.11112.
+    """
+    if not 0 <= beta < 1:
+        raise ValueError(f"beta={beta}: must be at least 0 and less than 1.")
+    n = fan_in(table)
+    return _efd_table(table.detach(), 0.5 * 0.75 ** (n - 1) if alpha is None else alpha, beta)

@@ -99,7 +99,7 @@ class Use(NamedTuple):
     # of a thread
 
     spilled: int
-    # bytes of a thread's stack, or registers where the compiler counts those
+    # bytes of a thread's stack
 
     shared: int
     # bytes of shared memory
@@ -160,8 +160,10 @@ def _nvidia_use(cubin: bytes) -> tuple[int, int]:
 
 
 def _amd_use(assembly: str) -> tuple[int, int]:
-    spilled = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly) + _number(r"\.sgpr_spill_count:\s+(\d+)", assembly)
-    return _number(r"\.vgpr_count:\s+(\d+)", assembly), spilled
+    # scalar registers overflow into lanes of vector registers, not into memory
+    spilled = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
+    stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+    return _number(r"\.vgpr_count:\s+(\d+)", assembly), max(stack, spilled)
 
 
 def _number(pattern: str, text: str) -> int:

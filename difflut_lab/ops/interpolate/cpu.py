@@ -24,6 +24,7 @@ from difflut_lab.ops.kernel.cpu import (
     I8,
     I64,
     LANES,
+    PADDING,
     Vectors,
     align,
     array,
@@ -36,15 +37,13 @@ from difflut_lab.ops.kernel.cpu import (
     routing_array,
     run,
     stack,
-    sum_over_readers,
     unpadded,
-    workspace,
 )
 
-# samples whose products are kept between two passes over them
+# samples whose products stay in the cache between two passes over them
 BLOCK = 128
-# floats that a block's gradients of slots may take
-CACHED = 1 << 21
+# samples whose gradients stay in the cache while all nodes add to them, at least and at most
+WIDTH = (32, 128)
 # accumulators of the table's gradient that are in registers at once
 TILE = (4, 2)
 
@@ -130,40 +129,54 @@ def _evaluate(typingctx, fan, flipped, rows, flips, width, table, out, count):  
 
 
 @intrinsic
-def _differentiate(typingctx, fan, flipped, want, rows, flips, width, table, gradient, out, stride, scratch, count):  # type: ignore[no-untyped-def]
-    """Gradients of a node's inputs, ``stride`` apart, and its products into ``scratch``.
-
-    ``want`` has the length 0 for no gradients of inputs, 1 for those of clamped ones, 2 for those of inputs as given.
-    ``scratch (2^lower + 2^upper, BLOCK)`` takes the lower products, then the upper ones times the output's gradient.
-    """
+def _differentiate(typingctx, fan, flipped, add, rows, flips, width, table, gradient, targets, count):  # type: ignore[no-untyped-def]
+    """Gradients of a node's inputs into the rows of ``targets``, or added to them where ``add`` is not empty."""
     n, half = fan.count, fan.count // 2
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
         v = Vectors(builder)
-        _, _, _, rows, flips, width, table, gradient, out, stride, scratch, count = arguments
-        rows = _addresses(v, rows, n)
-        table, gradient, out, scratch = (v.pointer(address) for address in (table, gradient, out, scratch))
+        _, _, _, rows, flips, width, table, gradient, targets, count = arguments
+        rows, targets = _addresses(v, rows, n), _addresses(v, targets, n)
+        table, gradient = v.pointer(table), v.pointer(gradient)
         flips = v.pointer(flips, I8) if flipped.count else None
-        entries = _entries(v, table, n) if want.count else []
+        entries = _entries(v, table, n)
+        zero = v.constant(FLOAT, [0.0] * LANES)
         with cgutils.for_range_slice(builder, I64(0), count, I64(LANES), I64) as (at, _):
             inputs, inside = _inputs(v, rows, flips, width, at)
             output = v.load(gradient, at)
             lower, upper = _products(v, inputs[:half]), _products(v, inputs[half:])
             weighted = [v.multiply(product, output) for product in upper[-1]]
-            for i, kept in enumerate(lower[-1] + weighted):
-                v.store(kept, scratch, builder.add(I64(i * BLOCK), at))
-            if want.count:
-                columns = [v.dot(column, weighted) for column in zip(*entries, strict=True)] if half else []
-                lower_gradient = _fold(v, columns, inputs[:half], lower)
-                joined = [v.multiply(v.dot(row, lower[-1]), output) for row in entries]
-                upper_gradient = _fold(v, joined, inputs[half:], upper)
-                for k, value in enumerate(lower_gradient + upper_gradient):
-                    if want.count > 1:
-                        value = builder.select(inside[k], value, v.constant(FLOAT, [0.0] * LANES))
-                    v.store(value, out, builder.add(builder.mul(I64(k), stride), at))
+            columns = [v.dot(column, weighted) for column in zip(*entries, strict=True)] if half else []
+            joined = [v.multiply(v.dot(row, lower[-1]), output) for row in entries]
+            found = _fold(v, columns, inputs[:half], lower) + _fold(v, joined, inputs[half:], upper)
+            # one after the other: two inputs of a node may be the same
+            for value, target, counts in zip(found, targets, inside, strict=True):
+                value = builder.select(counts, value, zero)
+                v.store(v.add(v.load(target, at), value) if add.count else value, target, at)
         return context.get_dummy_value()
 
-    return types.void(fan, flipped, want, *[types.int64] * 9), generate
+    return types.void(fan, flipped, add, *[types.int64] * 7), generate
+
+
+@intrinsic
+def _multiply(typingctx, fan, flipped, rows, flips, width, gradient, scratch, count):  # type: ignore[no-untyped-def]
+    """A node's lower products, then the upper ones times the output's gradient: ``(2^lower + 2^upper, BLOCK)``."""
+    n, half = fan.count, fan.count // 2
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        _, _, rows, flips, width, gradient, scratch, count = arguments
+        rows, gradient, scratch = _addresses(v, rows, n), v.pointer(gradient), v.pointer(scratch)
+        flips = v.pointer(flips, I8) if flipped.count else None
+        with cgutils.for_range_slice(builder, I64(0), count, I64(LANES), I64) as (at, _):
+            inputs, _ = _inputs(v, rows, flips, width, at)
+            output = v.load(gradient, at)
+            weighted = [v.multiply(product, output) for product in _products(v, inputs[half:])[-1]]
+            for i, kept in enumerate(_products(v, inputs[:half])[-1] + weighted):
+                v.store(kept, scratch, builder.add(I64(i * BLOCK), at))
+        return context.get_dummy_value()
+
+    return types.void(fan, flipped, *[types.int64] * 6), generate
 
 
 @intrinsic
@@ -201,7 +214,7 @@ def _accumulate(typingctx, fan, scratch, table_gradient, count):  # type: ignore
 
 @intrinsic
 def _reduce(typingctx, fan, total, out):  # type: ignore[no-untyped-def]
-    """Add to ``out (2^n)`` the sums over lanes of ``total (2^n, LANES)``."""
+    """The sums over lanes of ``total (2^n, LANES)``."""
     n = fan.count
 
     def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
@@ -209,9 +222,8 @@ def _reduce(typingctx, fan, total, out):  # type: ignore[no-untyped-def]
         _, total, out = arguments
         total, out = v.pointer(total), v.pointer(out)
         with cgutils.for_range(builder, I64(1 << n), intp=I64) as loop:
-            place = builder.gep(out, [loop.index])
             value = v.sum(v.load(total, builder.mul(loop.index, I64(LANES))))
-            builder.store(builder.fadd(builder.load(place), value), place)
+            builder.store(value, builder.gep(out, [loop.index]))
         return context.get_dummy_value()
 
     return types.void(fan, types.int64, types.int64), generate
@@ -236,18 +248,52 @@ def evaluate(begin, end, fan, x, table, routing, y, counter, shift, packed):  # 
 
 
 @kernel
-def differentiate(  # type: ignore[no-untyped-def]
-    begin, end, fan, want, flipped, x, table, routing, gradient, first, slot_gradient, table_gradient, shift, packed
+def differentiate_inputs(  # type: ignore[no-untyped-def]
+    begin, end, fan, flipped, add, width, x, table, routing, gradient, shift, packed, out
 ):
-    """Gradients of a run of nodes for a block of the batch that starts at sample ``first``.
+    """Gradients ``out (F, B)`` of the inputs, for a run of blocks of ``width`` samples.
 
-    That of each slot into ``slot_gradient (N * n, width)`` as ``want`` says, see ``_differentiate``; that of the table
-    is added to ``table_gradient (N, K)``, which may have no rows. ``flipped`` is empty without flips.
+    All nodes, one after the other, add to a block: it stays in the cache, and the order of sums is always the same.
+    ``flipped`` is empty without flips, ``add`` where no two nodes read one row.
     """
-    n, batch, width = len(fan), x.shape[1], slot_gradient.shape[1]
+    n, batch = len(fan), x.shape[1]
+    rows, targets = carray(stack(fan), (n,)), carray(stack(fan), (n,))
+    zeros, unread = np.zeros(batch, np.float32), np.zeros(batch, np.float32)
+    drawn = np.zeros((n, batch // 8), np.uint8)
+    for block in range(begin, end):
+        first = block * width
+        size = min(width, batch - first)
+        if len(add) > 0:
+            out[:, first : first + size] = 0
+        for j in range(table.shape[0]):
+            place_rows(rows, x, zeros, routing, j)
+            place_rows(targets, out, unread, routing, j)
+            for k in range(n):
+                rows[k] += 4 * first
+                targets[k] += 4 * first
+                if len(flipped) > 0:
+                    align(drawn[k], packed[j, k], shift, routing.shape[0] > 0 and routing[j, k] < 0)
+            _differentiate(
+                fan,
+                flipped,
+                add,
+                rows.ctypes.data,
+                drawn.ctypes.data + first // 8,
+                batch // 8,
+                table.ctypes.data + 4 * j * table.shape[1],
+                gradient.ctypes.data + 4 * (j * batch + first),
+                targets.ctypes.data,
+                size,
+            )
+
+
+@kernel
+def differentiate_table(begin, end, fan, flipped, x, routing, gradient, shift, packed, out):  # type: ignore[no-untyped-def]
+    """Gradients ``out (N, K)`` of the tables of a run of nodes, ``flipped`` is empty without flips."""
+    n, batch = len(fan), x.shape[1]
     rows, zeros = carray(stack(fan), (n,)), np.zeros(batch, np.float32)
     drawn = np.zeros((n, batch // 8), np.uint8)
-    total = np.empty((table.shape[1], LANES), np.float32)
+    total = np.empty((out.shape[1], LANES), np.float32)
     scratch = np.empty(((1 << n // 2) + (1 << n - n // 2), BLOCK), np.float32)
     for j in range(begin, end):
         place_rows(rows, x, zeros, routing, j)
@@ -255,28 +301,15 @@ def differentiate(  # type: ignore[no-untyped-def]
             for k in range(n):
                 align(drawn[k], packed[j, k], shift, routing.shape[0] > 0 and routing[j, k] < 0)
         total[:] = 0
-        for block in range(0, width, BLOCK):
-            size, at = min(BLOCK, width - block), first + block
+        for first in range(0, batch, BLOCK):
+            size = min(BLOCK, batch - first)
+            output = gradient.ctypes.data + 4 * (j * batch + first)
+            flips = drawn.ctypes.data + first // 8
+            _multiply(fan, flipped, rows.ctypes.data, flips, batch // 8, output, scratch.ctypes.data, size)
+            _accumulate(fan, scratch.ctypes.data, total.ctypes.data, size)
             for k in range(n):
-                rows[k] += 4 * (first if block == 0 else BLOCK)
-            _differentiate(
-                fan,
-                flipped,
-                want,
-                rows.ctypes.data,
-                drawn.ctypes.data + at // 8,
-                batch // 8,
-                table.ctypes.data + 4 * j * table.shape[1],
-                gradient.ctypes.data + 4 * (j * batch + at),
-                slot_gradient.ctypes.data + 4 * (j * n * width + block),
-                width,
-                scratch.ctypes.data,
-                size,
-            )
-            if table_gradient.shape[0] > 0:
-                _accumulate(fan, scratch.ctypes.data, total.ctypes.data, size)
-        if table_gradient.shape[0] > 0:
-            _reduce(fan, total.ctypes.data, table_gradient.ctypes.data + 4 * j * table.shape[1])
+                rows[k] += 4 * BLOCK
+        _reduce(fan, total.ctypes.data, out.ctypes.data + 4 * j * out.shape[1])
 
 
 def forward(
@@ -319,45 +352,45 @@ def backward(
     """Gradients of ``x``, as ``(F, B)``, and of the table ``(N, K)``; None for one that is not wanted."""
     num_nodes, batch = table.shape[0], x.shape[0]
     rows, outputs = padded_rows(x), padded_rows(gradient)
-    length = rows.shape[1]
-    x_gradient = rows.new_empty(rows.shape) if want_x else None
-    table_gradient = rows.new_zeros(table.shape if want_table else (0, table.shape[1]))
-    gathered = want_x and inverse is not None
-    # the gradients of a block's slots are still cached when they are summed up for the inputs
-    size = max(BLOCK, CACHED // max(1, num_nodes * n) // BLOCK * BLOCK) if gathered else length
-    for first in range(0, length, max(1, size)):
-        width = min(size, length - first)
-        slots = rows.new_empty(0, width) if x_gradient is None else x_gradient
-        if gathered:
-            slots = workspace(num_nodes * n, width)
+    routing = routing_array(indices, n)
+    flips = array(torch.empty(0, 0, 0, dtype=torch.uint8) if packed is None else packed)
+    flipped, shift = () if packed is None else (0,), sample_offset % 8
+    work = num_nodes * rows.shape[1] << n >> 4
+    x_gradient = table_gradient = None
+    if want_x:
+        x_gradient = torch.empty(rows.shape)
+        share = -(-rows.shape[1] // (torch.get_num_threads() * PADDING)) * PADDING
+        width = min(max(share, WIDTH[0]), WIDTH[1])
         run(
-            differentiate,
-            num_nodes,
-            num_nodes * width << n >> 3,
+            differentiate_inputs,
+            -(-rows.shape[1] // width),
+            work,
             (0,) * n,
-            (0,) * (1 if gathered else 2 if want_x else 0),
-            () if packed is None else (0,),
+            flipped,
+            () if indices is None else (0,),
+            width,
             array(rows),
             array(table.float()),
-            routing_array(indices, n),
+            routing,
             array(outputs),
-            first,
-            array(slots),
-            array(table_gradient),
-            sample_offset % 8,
-            array(torch.empty(0, 0, 0, dtype=torch.uint8) if packed is None else packed),
+            shift,
+            flips,
+            array(x_gradient),
         )
-        if inverse is not None and x_gradient is not None:
-            readers, start = inverse
-            run(
-                sum_over_readers,
-                len(rows),
-                slots.numel() >> 3,
-                array(readers),
-                array(start),
-                array(slots),
-                first,
-                array(rows),
-                array(x_gradient),
-            )
-    return None if x_gradient is None else unpadded(x_gradient, batch), table_gradient if want_table else None
+        x_gradient = unpadded(x_gradient, batch)
+    if want_table:
+        table_gradient = torch.empty(table.shape)
+        run(
+            differentiate_table,
+            num_nodes,
+            work,
+            (0,) * n,
+            flipped,
+            array(rows),
+            routing,
+            array(outputs),
+            shift,
+            flips,
+            array(table_gradient),
+        )
+    return x_gradient, table_gradient

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -369,61 +368,6 @@ def padded_rows(x: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
     return rows
 
 
-_memory = threading.local()
-
-
-def workspace(*shape: int) -> Tensor:
-    """Floats that live until the thread's next call; memory that is new every time costs more than what fills it."""
-    size = math.prod(shape)
-    kept: Tensor | None = getattr(_memory, "kept", None)
-    if kept is None or kept.numel() < size:
-        _memory.kept = kept = torch.empty(size)
-    return kept[:size].view(shape)
-
-
 def unpadded(rows: Tensor, batch: int) -> Tensor:
     """The first ``batch`` samples of padded rows, contiguous."""
     return rows if rows.shape[1] == batch else rows[:, :batch].contiguous()
-
-
-@intrinsic
-def _sum_rows(typingctx, slots, count, rows, stride, x, out, width):  # type: ignore[no-untyped-def]
-    """``out = sum_p rows[slots[p]]`` where x is in [0, 1], else 0; rows of ``width`` samples are ``stride`` apart."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        v = Vectors(builder)
-        slots, count, rows, stride, x, out, width = arguments
-        slots = v.pointer(slots, I32)
-        rows, x, out = (v.pointer(address) for address in (rows, x, out))
-        zero, one = v.constant(FLOAT, [0.0] * LANES), v.constant(FLOAT, [1.0] * LANES)
-        with cgutils.for_range_slice(builder, I64(0), width, I64(PADDING), I64) as (at, _):
-            sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(0, PADDING, LANES)]
-            for place in sums:
-                builder.store(zero, place)
-            with cgutils.for_range(builder, count, intp=I64) as loop:
-                slot = builder.sext(builder.load(builder.gep(slots, [loop.index])), I64)
-                row = builder.add(builder.mul(slot, stride), at)
-                for i, place in enumerate(sums):
-                    value = v.load(rows, builder.add(row, I64(i * LANES)))
-                    builder.store(v.add(builder.load(place), value), place)
-            for i, place in enumerate(sums):
-                sample = builder.add(at, I64(i * LANES))
-                value = v.load(x, sample)
-                inside = builder.and_(builder.fcmp_ordered(">=", value, zero), builder.fcmp_ordered("<=", value, one))
-                v.store(builder.select(inside, builder.load(place), zero), out, sample)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 7), generate
-
-
-@kernel
-def sum_over_readers(begin, end, slots, start, rows, first, x, out):  # type: ignore[no-untyped-def]
-    """Gradients ``out (F, B)`` of inputs, for the samples of ``rows (N * n, width)``, from ``first`` on.
-
-    0 where ``x (F, B)`` lies outside of [0, 1]. ``slots`` and ``start`` are a wiring's inverse.
-    """
-    width = rows.shape[1]
-    for f in range(begin, end):
-        at = 4 * (f * x.shape[1] + first)
-        readers, count = slots.ctypes.data + 4 * start[f], start[f + 1] - start[f]
-        _sum_rows(readers, count, rows.ctypes.data, width, x.ctypes.data + at, out.ctypes.data + at, width)

@@ -114,8 +114,3 @@ def _check(name: str, key: str) -> str:
     if name not in KERNELS:
         raise ConfigError(f"{key}={name}: there is no such backend. Backends: {', '.join(KERNELS)}.")
     return name
-
-
-def reference_of(op: str) -> ModuleType:
-    """The reference of an op that has no other backend."""
-    return importlib.import_module(f"difflut_lab.ops.{op}.reference")

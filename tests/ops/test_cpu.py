@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from difflut_lab.errors import ConfigError
-from difflut_lab.ops import Flips, Wiring, dispatch, efd_table, flip_mask, interpolate, lookup, use_kernels
+from difflut_lab.ops import Flips, Wiring, dispatch, efd_table, flip_mask, interpolate, lookup, route, use_kernels
 
 # largest error of a tensor, of its largest absolute value
 TOLERANCE = 1e-5
@@ -100,6 +100,34 @@ def test_efd_equals_the_reference(n: int) -> None:
     assert dispatch.chosen_kernels() == {"efd": "cpu"}
     check(got, efd_table(table.double(), 0.7, 0.4))
     check(efd_table(table.t().contiguous().t()), efd_table(table.double()))
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 21, None])
+@pytest.mark.parametrize("batch", [0, 1, 77, 300])
+@pytest.mark.parametrize("tau", [0.001, 0.5])
+def test_route_equals_the_reference(count: int | None, batch: int, tau: float) -> None:
+    scores = (torch.randn(11, 4, count or 37) * 0.003).mul(1000).round().div(1000)
+    candidates = None if count is None else torch.randint(0, 37, scores.shape, dtype=torch.int32)
+    x, gradient = torch.rand(batch, 37), torch.randn(batch, 44)
+    results = []
+    for kernels, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
+        use_kernels(kernels)
+        leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, scores)]
+        y = route(*leaves, candidates, tau)
+        results.append((y.detach(), *torch.autograd.grad(y, leaves, gradient.to(dtype))))
+    assert torch.equal(results[0][0].double(), results[1][0])
+    for got, want in zip(*results, strict=True):
+        check(got, want)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 21, 64, 100])
+def test_route_chooses_as_argmax_does(count: int) -> None:
+    scores = torch.randint(0, 5, (200, 1, count)).float()
+    scores[:3] = -torch.inf
+    scores[3:100][torch.rand(97, 1, count) < 0.02] = torch.nan
+    places = torch.arange(count).float().expand(1, count)
+    assert torch.equal(route(places, scores)[0].long(), scores.argmax(-1).flatten())
+    assert dispatch.chosen_kernels() == {"route": "cpu"}
 
 
 @pytest.mark.parametrize("op", ["interpolate", "lookup"])

@@ -22,6 +22,7 @@ from difflut_lab.ops.kernel.cpu import (
     FLOAT,
     FLOATS,
     I8,
+    I32,
     I64,
     LANES,
     PADDING,
@@ -221,9 +222,12 @@ def _reduce(typingctx, fan, total, out):  # type: ignore[no-untyped-def]
         v = Vectors(builder)
         _, total, out = arguments
         total, out = v.pointer(total), v.pointer(out)
-        with cgutils.for_range(builder, I64(1 << n), intp=I64) as loop:
-            value = v.sum(v.load(total, builder.mul(loop.index, I64(LANES))))
-            builder.store(value, builder.gep(out, [loop.index]))
+        width = min(LANES, 1 << n)
+        with cgutils.for_range_slice(builder, I64(0), I64(1 << n), I64(width), I64) as (entry, _):
+            rows = [builder.mul(builder.add(entry, I64(i)), I64(LANES)) for i in range(width)]
+            sums = v.sums([v.load(total, row) for row in rows])
+            first = builder.shuffle_vector(sums, sums, v.constant(I32, range(width)))
+            v.store(first, out, entry)
         return context.get_dummy_value()
 
     return types.void(fan, types.int64, types.int64), generate
@@ -242,7 +246,10 @@ def evaluate(begin, end, fan, x, table, routing, y, counter, shift, packed):  # 
         place_rows(rows, x, zeros, routing, j)
         if len(counter) > 0:
             draw_node(drawn, scratch, shift, groups, j, routing, counter)
-            packed[j] = scratch[:, :groups]
+            # an assignment of arrays takes 4 s to compile: it can fail with a message
+            for k in range(n):
+                for group in range(groups):
+                    packed[j, k, group] = scratch[k, group]
         out, entries = y.ctypes.data + 4 * j * batch, table.ctypes.data + 4 * j * table.shape[1]
         _evaluate(fan, counter, rows.ctypes.data, drawn.ctypes.data, batch // 8, entries, out, batch)
 

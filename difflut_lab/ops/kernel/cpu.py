@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 LANES = 16 if binding.get_host_cpu_features().get("avx512f", False) else 8
 PADDING = 32
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 FLOAT = ir.FloatType()
 FLOATS = ir.VectorType(FLOAT, LANES)
 WORDS = ir.VectorType(I32, LANES)
@@ -207,11 +207,23 @@ class Vectors:
             total = self.fused(a, b, total)
         return total
 
-    def sum(self, vector: ir.Value) -> ir.Value:
-        """The sum of a vector's lanes."""
-        kind = ir.FunctionType(FLOAT, [FLOAT, FLOATS])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return self.builder.call(function, [FLOAT(0.0), vector], fastmath=("reassoc", "nsz"))
+    def sums(self, vectors: Sequence[ir.Value]) -> ir.Value:
+        """The sums over the lanes of LANES vectors or a fraction of them, a power of two; in the first lanes of one."""
+        vectors = list(vectors)
+        for bit in range(LANES.bit_length() - 1):
+            lanes = [(lane, lane >> bit & 1) for lane in range(LANES)]
+            if len(vectors) == 1:
+                turned = self.constant(I32, [lane ^ (1 << bit) for lane, _ in lanes])
+                vectors = [self.add(vectors[0], self.builder.shuffle_vector(vectors[0], vectors[0], turned))]
+                continue
+            # a lane whose bit is set goes on with the second of a pair
+            kept = self.constant(I32, [lane + LANES * second for lane, second in lanes])
+            turned = self.constant(I32, [(lane ^ (1 << bit)) + LANES * second for lane, second in lanes])
+            vectors = [
+                self.add(self.builder.shuffle_vector(a, b, kept), self.builder.shuffle_vector(a, b, turned))
+                for a, b in zip(vectors[::2], vectors[1::2], strict=True)
+            ]
+        return vectors[0]
 
     def bits(self, pointer: ir.Value, sample: ir.Value, lanes: int = LANES) -> ir.Value:
         """Bits of ``lanes`` samples, from packed ones, as a vector of booleans; ``sample`` is a multiple of lanes."""

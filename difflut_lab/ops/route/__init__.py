@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difflut_lab.ops.dispatch import reference_of
+from difflut_lab.ops.dispatch import choose
 from difflut_lab.ops.shapes import empty_batch_first, output_dtype
 from difflut_lab.ops.wiring import Wiring
 
@@ -16,7 +16,7 @@ from difflut_lab.ops.wiring import Wiring
 def _route(
     x: Tensor, scores: Tensor, candidates: Tensor | None, slots: Tensor | None, start: Tensor | None, tau: float
 ) -> Tensor:
-    return reference_of("route").forward(x, scores, candidates).to(output_dtype(x, scores)).t()
+    return choose("route", 1, x, scores).forward(x, scores, candidates).to(output_dtype(x, scores)).t()
 
 
 @_route.register_fake
@@ -40,7 +40,7 @@ def _route_backward(
 ) -> tuple[Tensor, Tensor]:
     inverse = None if slots is None or start is None else (slots, start)
     with torch.autocast(x.device.type, enabled=False):
-        x_gradient, score_gradient = reference_of("route").backward(
+        x_gradient, score_gradient = choose("route", 1, x, scores).backward(
             gradient, x, scores, candidates, inverse, tau, want_x, want_scores
         )
     return (

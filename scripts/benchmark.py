@@ -9,6 +9,7 @@ import csv
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 
 from difflut_lab.layers import LayerConfig
 from difflut_lab.models import LUTMLP
-from difflut_lab.ops import Wiring, efd_table, interpolate, lookup
+from difflut_lab.ops import Wiring, efd_table, interpolate, lookup, use_kernels
 
 INPUTS, NODES = 1568, 2000
 
@@ -33,7 +34,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[128])
     parser.add_argument("--fan-in", type=int, nargs="+", default=[6])
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     rows = []
     for batch in arguments.batch:
         for n in arguments.fan_in:
@@ -59,12 +62,12 @@ def steps(batch: int, n: int) -> dict[str, Step]:
     found: dict[str, Step] = {
         "interpolate": (lambda: interpolate(x, table, wiring), backward),
         "lookup + EFD table": (lambda: lookup(x, table, efd_table(table.detach()), wiring), backward),
-        "nn.Linear, for scale": (lambda: dense(dense_x), backward),
+        "nn.Linear": (lambda: dense(dense_x), backward),
     }
     for node in ("probabilistic", "dwn"):
         for probability in (0.0, 0.05):
             flips = f", flips {probability}" if probability else ""
-            found[f"network [2000, 1000] {node}{flips}"] = network(node, n, batch, probability)
+            found[f"{node} network{flips}"] = network(node, n, batch, probability)
     return found
 
 
@@ -93,25 +96,31 @@ def network(node: str, n: int, batch: int, flip_probability: float) -> Step:
 
 
 def measure(name: str, batch: int, n: int, step: Step, runs: int) -> list[dict[str, object]]:
-    """Rows of forward, backward and both."""
+    """Rows of forward, backward and both, for every backend; the backends take turns."""
     forward, backward = step
-    seconds: dict[str, list[float]] = {"forward": [], "backward": [], "both": []}
-    for run in range(runs + 3):
-        start = time.perf_counter()
-        y = forward()
-        middle = time.perf_counter()
-        backward(y)
-        end = time.perf_counter()
-        if run >= 3:  # the first ones warm up
-            for part, duration in zip(seconds, (middle - start, end - middle, end - start), strict=True):
-                seconds[part].append(1e3 * duration)
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in range(runs + WARM_UP):
+        for kernels in BACKENDS:
+            use_kernels(kernels)
+            start = time.perf_counter()
+            y = forward()
+            middle = time.perf_counter()
+            backward(y)
+            end = time.perf_counter()
+            if run >= WARM_UP:
+                seconds[kernels, "forward"].append(1e3 * (middle - start))
+                seconds[kernels, "backward"].append(1e3 * (end - middle))
+                seconds[kernels, "both"].append(1e3 * (end - start))
     return [
-        {"what": name, "batch": batch, "n": n, "part": part}
+        {"what": name, "batch": batch, "n": n, "kernels": kernels, "part": part}
         | {quantile: round(_quantile(values, share), 3) for quantile, share in QUANTILES.items()}
-        for part, values in seconds.items()
+        | {"times reference": round(_quantile(seconds["reference", part], 0.5) / _quantile(values, 0.5), 2)}
+        for (kernels, part), values in seconds.items()
     ]
 
 
+BACKENDS = ("reference", "cpu")
+WARM_UP = 3
 QUANTILES = {"median ms": 0.5, "20 % ms": 0.2, "80 % ms": 0.8}
 
 
@@ -123,10 +132,13 @@ def show(rows: list[dict[str, object]]) -> None:
     """Print the table and write it."""
     table = Table(title=f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}")
     for column in rows[0]:
-        table.add_column(column, justify="left" if column in ("what", "part") else "right")
+        table.add_column(column, justify="left" if column in ("what", "kernels", "part") else "right")
     for row in rows:
         table.add_row(*map(str, row.values()))
-    Console(width=120).print(table, f"F = {INPUTS}, N = {NODES}, fp32, {platform.processor() or platform.machine()}")
+    Console(width=120).print(
+        table,
+        f"F = {INPUTS}, N = {NODES}, fp32, {platform.machine()}; networks of [2000, 1000] nodes, with Adam's step",
+    )
     path = Path("outputs") / "benchmark.csv"
     path.parent.mkdir(exist_ok=True)
     with open(path, "w", newline="") as file:

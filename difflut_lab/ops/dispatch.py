@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from difflut_lab.errors import ConfigError
 from difflut_lab.ops.shapes import compute_dtype
 
-KERNELS = ("auto", "reference", "cpu")
+# auto never takes triton: its kernels are checked in the interpreter and compiled, but have not run on a GPU yet
+KERNELS = ("auto", "reference", "cpu", "triton")
 VARIABLE = "DIFFLUT_LAB_KERNELS"
 # an address is a byte, and a table fits into the nearest cache
 CPU_MAX_FAN_IN = 8
@@ -65,7 +67,7 @@ def kernels() -> str:
 
 
 def chosen_kernels() -> dict[str, str]:
-    """What computed each op so far: ``"cpu"``, ``"reference"`` or ``"reference (why)"``."""
+    """What computed each op so far: a backend's name, or ``"reference (why)"``."""
     return dict(_chosen)
 
 
@@ -87,11 +89,16 @@ def choose(op: str, n: int, *tensors: Tensor) -> ModuleType:
 @functools.cache
 def backend(op: str, asked: str, n: int, device: str, dtype: torch.dtype) -> ModuleType:
     """The module that computes an op for arguments of a kind; see ``choose``."""
-    why = "" if asked == "reference" else cpu_declines(n, device, dtype)
-    name = "reference" if asked == "reference" or why else "cpu"
+    wanted = "cpu" if asked == "auto" else asked
+    why = ""
+    if wanted == "cpu":
+        why = cpu_declines(n, device, dtype)
+    elif wanted == "triton":
+        why = triton_declines(op, n, device, dtype)
+    name = "reference" if why else wanted
     choice = f"{name} ({why})" if why else name
     if op not in _chosen or _chosen[op] != choice:
-        level = logging.WARNING if why and asked == "cpu" else logging.INFO
+        level = logging.WARNING if why and asked != "auto" else logging.INFO
         _log.log(level, "kernels of %s: %s", op, choice)
     _chosen[op] = choice
     return importlib.import_module(f"difflut_lab.ops.{op}.{name}")
@@ -108,6 +115,16 @@ def cpu_declines(n: int, device: str, dtype: torch.dtype) -> str:
     if importlib.util.find_spec("numba") is None:
         return "numba is not installed"
     return ""
+
+
+def triton_declines(op: str, n: int, device: str, dtype: torch.dtype) -> str:
+    """Why the Triton kernels do not take an op with arguments of a kind; empty if they do."""
+    if importlib.util.find_spec(f"difflut_lab.ops.{op}.triton") is None:
+        return "has no Triton kernels"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    declines: Callable[[int, str, torch.dtype], str] = importlib.import_module("difflut_lab.ops.kernel.triton").declines
+    return declines(n, device, dtype)
 
 
 def _check(name: str, key: str) -> str:

@@ -113,7 +113,7 @@ def test_route_equals_the_reference(count: int | None, batch: int, tau: float) -
     for kernels, dtype in (("cpu", torch.float32), ("reference", torch.float64)):
         use_kernels(kernels)
         leaves = [tensor.to(dtype).requires_grad_() for tensor in (x, scores)]
-        y = route(*leaves, candidates, tau)
+        y = route(leaves[0], leaves[1], candidates, tau)
         results.append((y.detach(), *torch.autograd.grad(y, leaves, gradient.to(dtype))))
     assert torch.equal(results[0][0].double(), results[1][0])
     for got, want in zip(*results, strict=True):

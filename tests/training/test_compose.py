@@ -104,7 +104,9 @@ def test_bad_input_is_one_line_that_names_key_value_and_choices(composed, words,
 
 
 def test_kernels_that_do_not_exist_are_named(train):
-    with pytest.raises(ConfigError, match=r"^kernels=cuda: there is no such backend\. Backends: auto, reference, cpu"):
+    with pytest.raises(
+        ConfigError, match=r"^kernels=cuda: there is no such backend\. Backends: auto, reference, cpu, triton"
+    ):
         train("kernels=cuda")
 
 

@@ -166,6 +166,17 @@ def test_the_record_says_which_kernels_ran_and_they_agree(train, node):
     assert metrics(fast)["test/acc"] == pytest.approx(metrics(reference)["test/acc"], abs=0.05)
 
 
+@pytest.mark.parametrize("node", ["dwn", "probabilistic"])
+def test_a_whole_step_in_tritons_interpreter_equals_the_reference(train, node):
+    words = [f"node={node}", "model.widths=[20,10]", "encoder.bits=1", "layer_config.flip_probability=0.1"]
+    words += ["optimizer=sgd", "fast_dev_run=true", "batch_size=32", "eval_batch_size=32"]
+    reference, fast = train(*words, "kernels=reference", name="reference"), train(*words, "kernels=triton", name="fast")
+    assert metrics(fast)["kernels"]["lookup"] == "triton"
+    expected, found = (read(path / "checkpoints" / "last.ckpt")["state_dict"] for path in (reference, fast))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_gpu_that_is_not_there_is_named(train):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

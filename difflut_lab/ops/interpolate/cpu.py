@@ -25,10 +25,10 @@ from difflut_lab.ops.kernel.cpu import (
     I32,
     I64,
     LANES,
-    PADDING,
     Vectors,
     align,
     array,
+    block_width,
     draw_node,
     flip_counter,
     intrinsic,
@@ -366,8 +366,7 @@ def backward(
     x_gradient = table_gradient = None
     if want_x:
         x_gradient = torch.empty(rows.shape)
-        share = -(-rows.shape[1] // (torch.get_num_threads() * PADDING)) * PADDING
-        width = min(max(share, WIDTH[0]), WIDTH[1])
+        width = block_width(rows.shape[1], *WIDTH)
         run(
             differentiate_inputs,
             -(-rows.shape[1] // width),

@@ -225,6 +225,40 @@ class Vectors:
             ]
         return vectors[0]
 
+    def gather(self, table: ir.Value, places: ir.Value, at: ir.Value, lanes: int = LANES) -> ir.Value:
+        """Entries of a table at ``lanes`` places, bytes, from ``at`` on."""
+        kind = ir.VectorType(FLOAT, lanes)
+        found = ir.Constant(kind, ir.Undefined)
+        for lane in range(lanes):
+            entry = self.builder.load(self.builder.gep(table, [self.place(places, at, lane)]))
+            found = self.builder.insert_element(found, entry, I32(lane))
+        return found
+
+    def place(self, places: ir.Value, at: ir.Value, lane: int) -> ir.Value:
+        """Byte ``at + lane`` of ``places``, as an index."""
+        byte = self.builder.load(self.builder.gep(places, [self.builder.add(at, I64(lane))]))
+        return self.builder.zext(byte, I64)
+
+    def transpose(self, rows: Sequence[ir.Value]) -> list[ir.Value]:
+        """Eight vectors of eight floats as their columns."""
+        masks = {
+            "low": [0, 8, 1, 9, 4, 12, 5, 13],
+            "high": [2, 10, 3, 11, 6, 14, 7, 15],
+            "left": [0, 1, 8, 9, 4, 5, 12, 13],
+            "right": [2, 3, 10, 11, 6, 7, 14, 15],
+            "first": [0, 1, 2, 3, 8, 9, 10, 11],
+            "last": [4, 5, 6, 7, 12, 13, 14, 15],
+        }
+
+        def join(name: str, a: ir.Value, b: ir.Value) -> ir.Value:
+            return self.builder.shuffle_vector(a, b, self.constant(I32, masks[name]))
+
+        pairs = [join(half, rows[i], rows[i + 1]) for i in (0, 2, 4, 6) for half in ("low", "high")]
+        fours = [
+            join(half, pairs[i + k], pairs[i + k + 2]) for i in (0, 4) for k in (0, 1) for half in ("left", "right")
+        ]
+        return [join(half, fours[k], fours[k + 4]) for half in ("first", "last") for k in range(4)]
+
     def bits(self, pointer: ir.Value, sample: ir.Value, lanes: int = LANES) -> ir.Value:
         """Bits of ``lanes`` samples, from packed ones, as a vector of booleans; ``sample`` is a multiple of lanes."""
         octets = ir.VectorType(I8, lanes // 8)
@@ -378,6 +412,12 @@ def padded_rows(x: Tensor, kind: torch.dtype = torch.float32) -> Tensor:
     rows[:, batch:] = 0
     rows[:, :batch] = x.detach().t()
     return rows
+
+
+def block_width(length: int, least: int, most: int) -> int:
+    """Samples of a block, of a batch that is padded, such that all threads have one if it is at least ``least``."""
+    share = -(-length // (torch.get_num_threads() * PADDING)) * PADDING
+    return min(max(share, least), most)
 
 
 def unpadded(rows: Tensor, batch: int) -> Tensor:

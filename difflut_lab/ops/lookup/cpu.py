@@ -14,14 +14,14 @@ from torch import Tensor
 
 from difflut_lab.ops.flips import Draw
 from difflut_lab.ops.kernel.cpu import (
-    FLOATS,
+    FLOAT,
     I8,
-    I32,
     I64,
     LANES,
     PADDING,
     Vectors,
     array,
+    block_width,
     draw_node,
     flip_counter,
     intrinsic,
@@ -35,6 +35,11 @@ from difflut_lab.ops.kernel.cpu import (
 )
 
 OCTETS = ir.VectorType(I8, PADDING)
+# the slopes of an entry lie side by side: one load finds all of them, and eight samples' are turned into rows
+SLOTS = 8
+SLOPES = ir.VectorType(FLOAT, SLOTS)
+# samples whose gradients stay in the cache while all nodes add to them, at least and at most
+WIDTH = (32, 256)
 # sums that an entry's gradients are spread over: a sum waits for the one before it
 COPIES = 4
 
@@ -63,6 +68,83 @@ def _address(typingctx, fan, flipped, rows, flips, width, out, count):  # type: 
     return types.void(fan, flipped, *[types.int64] * 5), generate
 
 
+@intrinsic
+def _entries(typingctx, table, address, out, count):  # type: ignore[no-untyped-def]
+    """``out = table[address]``."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        table, address, out, count = arguments
+        table, address, out = v.pointer(table), v.pointer(address, I8), v.pointer(out)
+        with cgutils.for_range_slice(builder, I64(0), count, I64(LANES), I64) as (at, _):
+            v.store(v.gather(table, address, at), out, at)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
+
+
+@intrinsic
+def _add_at(typingctx, gradient, address, sums, entries, count):  # type: ignore[no-untyped-def]
+    """``sums[i % COPIES, address[i]] += gradient[i]``."""
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        gradient, address, sums, entries, count = arguments
+        gradient, address, sums = v.pointer(gradient), v.pointer(address, I8), v.pointer(sums)
+        copies = [builder.gep(sums, [builder.mul(I64(copy), entries)]) for copy in range(COPIES)]
+        with cgutils.for_range_slice(builder, I64(0), count, I64(PADDING), I64) as (at, _):
+            for lane in range(PADDING):
+                entry = builder.gep(copies[lane % COPIES], [v.place(address, at, lane)])
+                more = builder.load(builder.gep(gradient, [builder.add(at, I64(lane))]))
+                builder.store(builder.fadd(builder.load(entry), more), entry)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 5), generate
+
+
+@intrinsic
+def _by_entry(typingctx, fan, slope, out):  # type: ignore[no-untyped-def]
+    """A node's slopes ``(n, K)`` as ``(K, SLOTS)``; ``fan`` has the length n. For n of at least 3."""
+    n = fan.count
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        _, slope, out = arguments
+        slope, out = v.pointer(slope), v.pointer(out)
+        with cgutils.for_range_slice(builder, I64(0), I64(1 << n), I64(SLOTS), I64) as (at, _):
+            rows = [v.load(slope, builder.add(at, I64(k << n)), SLOPES) for k in range(n)]
+            rows += [ir.Constant(SLOPES, ir.Undefined)] * (SLOTS - n)
+            for i, column in enumerate(v.transpose(rows)):
+                v.store(column, out, builder.mul(builder.add(at, I64(i)), I64(SLOTS)))
+        return context.get_dummy_value()
+
+    return types.void(fan, types.int64, types.int64), generate
+
+
+@intrinsic
+def _differentiate(typingctx, fan, add, slopes, address, gradient, targets, count):  # type: ignore[no-untyped-def]
+    """Gradients of a node's inputs, into the rows of ``targets``, or added to them where ``add`` is not empty."""
+    n = fan.count
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
+        v = Vectors(builder)
+        _, _, slopes, address, gradient, targets, count = arguments
+        targets = v.pointer(targets, I64)
+        rows = [v.pointer(builder.load(builder.gep(targets, [I64(k)]))) for k in range(n)]
+        slopes, address, gradient = v.pointer(slopes), v.pointer(address, I8), v.pointer(gradient)
+        with cgutils.for_range_slice(builder, I64(0), count, I64(SLOTS), I64) as (at, _):
+            places = [builder.mul(v.place(address, at, lane), I64(SLOTS)) for lane in range(SLOTS)]
+            found = v.transpose([v.load(slopes, place, SLOPES) for place in places])
+            output = v.load(gradient, at, SLOPES)
+            # one after the other: two inputs of a node may be the same
+            for slope, row in zip(found, rows, strict=False):
+                value = builder.fmul(slope, output)
+                v.store(builder.fadd(v.load(row, at, SLOPES), value) if add.count else value, row, at)
+        return context.get_dummy_value()
+
+    return types.void(fan, add, *[types.int64] * 5), generate
+
+
 @kernel
 def evaluate(begin, end, fan, bits, table, routing, y, address, counter, shift, groups):  # type: ignore[no-untyped-def]
     """Entries ``y`` and their addresses, both ``(N, B)``, of a run of nodes, for padded rows ``bits (F, B)``."""
@@ -75,63 +157,65 @@ def evaluate(begin, end, fan, bits, table, routing, y, address, counter, shift, 
             draw_node(drawn, scratch, shift, groups, j, routing, counter)
         out = address.ctypes.data + j * batch
         _address(fan, counter, rows.ctypes.data, drawn.ctypes.data, batch // 8, out, batch)
-        for b in range(batch):
-            y[j, b] = table[j, address[j, b]]
+        _entries(table.ctypes.data + 4 * j * table.shape[1], out, y.ctypes.data + 4 * j * batch, batch)
 
 
 @kernel
 def differentiate_table(begin, end, address, gradient, out):  # type: ignore[no-untyped-def]
     """Gradients of the tables ``out (N, K)`` of a run of nodes, from those of the outputs ``(N, B)``."""
-    batch = address.shape[1]
-    sums = np.empty((COPIES, out.shape[1]), np.float32)
+    batch, entries = address.shape[1], out.shape[1]
+    sums = np.empty(COPIES * entries, np.float32)
     for j in range(begin, end):
         sums[:] = 0
-        for b in range(0, batch, COPIES):
-            for copy in range(COPIES):
-                sums[copy, address[j, b + copy]] += gradient[j, b + copy]
-        for entry in range(out.shape[1]):
-            out[j, entry] = (sums[0, entry] + sums[1, entry]) + (sums[2, entry] + sums[3, entry])
-
-
-@intrinsic
-def _add_slopes(typingctx, slope, address, gradient, out, count):  # type: ignore[no-untyped-def]
-    """``out += slope[address] * gradient``."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence[ir.Value]) -> ir.Value:
-        v = Vectors(builder)
-        slope, address, gradient, out, count = arguments
-        slope, gradient, out = (v.pointer(pointer) for pointer in (slope, gradient, out))
-        address = v.pointer(address, I8)
-        with cgutils.for_range_slice(builder, I64(0), count, I64(LANES), I64) as (at, _):
-            found = ir.Constant(FLOATS, ir.Undefined)
-            for lane in range(LANES):
-                entry = builder.zext(builder.load(builder.gep(address, [builder.add(at, I64(lane))])), I64)
-                found = builder.insert_element(found, builder.load(builder.gep(slope, [entry])), I32(lane))
-            v.store(v.fused(found, v.load(gradient, at), v.load(out, at)), out, at)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 5), generate
+        _add_at(gradient.ctypes.data + 4 * j * batch, address.ctypes.data + j * batch, sums.ctypes.data, entries, batch)
+        for entry in range(entries):
+            out[j, entry] = sums[entry]
+        for copy in range(1, COPIES):
+            for entry in range(entries):
+                out[j, entry] += sums[copy * entries + entry]
 
 
 @kernel
-def differentiate_inputs(begin, end, fan, slots, start, slope, address, gradient, out):  # type: ignore[no-untyped-def]
-    """Gradients ``out (F, B)`` of a run of inputs: over the slots that read them, ``slope (N, n, K)`` at the addresses.
+def differentiate_inputs(begin, end, fan, add, width, slope, routing, address, gradient, out):  # type: ignore[no-untyped-def]
+    """Gradients ``out (F, B)`` of the inputs, for a run of blocks of ``width`` samples; ``slope`` is ``(N, n, K)``.
 
-    ``slots`` and ``start`` are a wiring's inverse.
+    All nodes, one after the other, add to a block: the order of sums is always the same. ``add`` is empty where inputs
+    are routed already.
     """
     n, batch, entries = len(fan), address.shape[1], slope.shape[2]
-    for f in range(begin, end):
-        out[f] = 0
-        for p in range(start[f], start[f + 1]):
-            slot = slots[p]
-            j = slot // n
-            _add_slopes(
-                slope.ctypes.data + 4 * slot * entries,
-                address.ctypes.data + j * batch,
-                gradient.ctypes.data + 4 * j * batch,
-                out.ctypes.data + 4 * f * batch,
-                batch,
+    targets, unread = carray(stack(fan), (n,)), np.zeros(batch, np.float32)
+    slopes = np.zeros((entries, SLOTS), np.float32)
+    for block in range(begin, end):
+        first = block * width
+        if len(add) > 0:
+            out[:, first : first + width] = 0
+        for j in range(len(address)):
+            place_rows(targets, out, unread, routing, j)
+            for k in range(n):
+                targets[k] += 4 * first
+            if n >= 3:
+                _by_entry(fan, slope.ctypes.data + 4 * j * n * entries, slopes.ctypes.data)
+            else:
+                for k in range(n):
+                    for entry in range(entries):
+                        slopes[entry, k] = slope[j, k, entry]
+            _differentiate(
+                fan,
+                add,
+                slopes.ctypes.data,
+                address.ctypes.data + j * batch + first,
+                gradient.ctypes.data + 4 * (j * batch + first),
+                targets.ctypes.data,
+                min(width, batch - first),
             )
+
+
+@kernel
+def restore(slots, start, routing):  # type: ignore[no-untyped-def]
+    """What each slot reads, ``routing (N * n)``, from a wiring's inverse; slots that read a constant are left alone."""
+    for f in range(len(start) - 1):
+        for p in range(start[f], start[f + 1]):
+            routing[slots[p]] = f
 
 
 def forward(
@@ -139,7 +223,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """See ``lookup``; returns the entries and their addresses, both ``(N, B)``."""
     num_nodes, batch = table.shape[0], x.shape[0]
-    bits = padded_rows(x >= 0.5, torch.uint8)
+    bits = padded_rows((x >= 0.5).view(torch.uint8), torch.uint8)
     y = torch.empty(num_nodes, bits.shape[1])
     address = torch.empty(num_nodes, bits.shape[1], dtype=torch.uint8)
     run(
@@ -179,16 +263,20 @@ def backward(
         )
     if want_x and slope is not None:
         n = slope.shape[1]
-        readers, start = (torch.arange(num_nodes * n + 1, dtype=torch.int32),) * 2 if inverse is None else inverse
-        x_gradient = torch.empty(len(start) - 1, outputs.shape[1])
+        routing = np.full((num_nodes if inverse is not None else 0, n), -1, np.int32)
+        if inverse is not None:
+            restore(*(array(part) for part in inverse), routing.reshape(-1))
+        x_gradient = torch.empty(num_nodes * n if inverse is None else len(inverse[1]) - 1, outputs.shape[1])
+        width = block_width(outputs.shape[1], *WIDTH)
         run(
             differentiate_inputs,
-            len(start) - 1,
-            outputs.numel() * n,
+            -(-outputs.shape[1] // width),
+            outputs.numel() * n >> 1,
             (0,) * n,
-            array(readers),
-            array(start),
+            () if inverse is None else (0,),
+            width,
             array(slope.float()),
+            routing,
             array(addresses),
             array(outputs),
             array(x_gradient),

@@ -18,7 +18,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-WORDS_LENGTH = 100  # characters of a directory name that overrides may take: file systems stop at 255
+# characters of a directory's name that overrides may take: file systems stop at 255, wandb's groups at 128
+WORDS_LENGTH = 80
 
 
 def config_directory() -> Path:

@@ -13,6 +13,9 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from difflut_lab.training.compose import instantiate
 
 
+NAME_LENGTH = 128  # what wandb takes
+
+
 def build_loggers(
     config: Mapping[str, Any], directory: Path, overrides: Sequence[str], sweep: str | None
 ) -> list[Logger]:
@@ -72,7 +75,7 @@ def wandb_logger(
         entity=entity,
         # of several processes, the first one tracks
         mode="disabled" if int(os.environ.get("LOCAL_RANK", 0)) else mode,
-        name=name or " ".join(overrides) or "defaults",
+        name=name or " ".join(overrides)[:NAME_LENGTH] or "defaults",
         group=group or sweep,
         tags=list(dict.fromkeys([*parts, *(tags or [])])),
         config={**config, "overrides": list(overrides)},

@@ -10,7 +10,7 @@ def test_override_words_are_short_file_names():
         "layer=random_routing,model.per_layer.0.layer.candidates=16"
     )
     words = override_words([f"data.root=/some/where/{'x' * 300}", "model.widths=[2000,1000]"])
-    assert len(words) <= 100
+    assert len(words) <= 80
     assert "/" not in words
 
 

@@ -12,7 +12,6 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from difflut_lab.training.compose import instantiate
 
-
 NAME_LENGTH = 128  # what wandb takes
 
 

@@ -8,6 +8,7 @@ of a node reaches them as the length of a tuple, ``(0,) * n``, because lengths o
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -66,13 +67,19 @@ class _Cache(FunctionCache):
         return found
 
 
+@functools.cache
+def _warn(message: str) -> None:
+    """Log a warning, once."""
+    _log.warning(message)
+
+
 def kernel(function: Callable[..., None]) -> Any:
     """Compile a kernel at its first call and keep it on disk, for every type of its arguments."""
     compiled: Any = numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function)
     try:
         compiled._cache = _Cache(function)
-    except RuntimeError as error:
-        _log.warning("CPU kernels are compiled anew by every process: %s", error)
+    except RuntimeError:
+        _warn("nowhere to keep CPU kernels, every process compiles them: NUMBA_CACHE_DIR can name a folder")
     return compiled
 
 

@@ -133,7 +133,7 @@ def test_route_chooses_as_argmax_does(count: int) -> None:
 
 @pytest.mark.parametrize("op", ["interpolate", "lookup"])
 def test_in_blocks_of_the_batch_and_runs_of_nodes(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("difflut_lab.ops.interpolate.cpu"), "WIDTH", (32, 32))
+    monkeypatch.setattr(import_module(f"difflut_lab.ops.{op}.cpu"), "block_width", lambda length: 32)
     monkeypatch.setattr(import_module("difflut_lab.ops.kernel.cpu"), "SHARE", 1)
     case = draw_case(6, 1000, 127, 60, wired=True, flipped=True)
     for got, want in zip(

@@ -43,8 +43,6 @@ from difflut_lab.ops.kernel.cpu import (
 
 # samples whose products stay in the cache between two passes over them
 BLOCK = 128
-# samples whose gradients stay in the cache while all nodes add to them, at least and at most
-WIDTH = (32, 128)
 # accumulators of the table's gradient that are in registers at once
 TILE = (4, 2)
 
@@ -260,7 +258,7 @@ def differentiate_inputs(  # type: ignore[no-untyped-def]
 ):
     """Gradients ``out (F, B)`` of the inputs, for a run of blocks of ``width`` samples.
 
-    All nodes, one after the other, add to a block: it stays in the cache, and the order of sums is always the same.
+    All nodes, one after the other, add to a block: the order of sums is always the same.
     ``flipped`` is empty without flips, ``add`` where no two nodes read one row.
     """
     n, batch = len(fan), x.shape[1]
@@ -366,7 +364,7 @@ def backward(
     x_gradient = table_gradient = None
     if want_x:
         x_gradient = torch.empty(rows.shape)
-        width = block_width(rows.shape[1], *WIDTH)
+        width = block_width(rows.shape[1])
         run(
             differentiate_inputs,
             -(-rows.shape[1] // width),

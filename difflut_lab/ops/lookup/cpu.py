@@ -38,8 +38,6 @@ OCTETS = ir.VectorType(I8, PADDING)
 # the slopes of an entry lie side by side: one load finds all of them, and eight samples' are turned into rows
 SLOTS = 8
 SLOPES = ir.VectorType(FLOAT, SLOTS)
-# samples whose gradients stay in the cache while all nodes add to them, at least and at most
-WIDTH = (32, 256)
 # sums that an entry's gradients are spread over: a sum waits for the one before it
 COPIES = 4
 
@@ -277,7 +275,7 @@ def backward(
         if inverse is not None:
             restore(*(array(part) for part in inverse), routing.reshape(-1))
         x_gradient = torch.empty(num_nodes * n if inverse is None else len(inverse[1]) - 1, outputs.shape[1])
-        width = block_width(outputs.shape[1], *WIDTH)
+        width = block_width(outputs.shape[1])
         run(
             differentiate_inputs,
             -(-outputs.shape[1] // width),

@@ -27,6 +27,7 @@ from difflut_lab.ops.kernel.cpu import (
     LANES,
     Vectors,
     array,
+    block_width,
     intrinsic,
     kernel,
     padded_rows,
@@ -43,8 +44,6 @@ TILE = (0,) * 8
 NEGLIGIBLE = 1e-6
 # where more than this share of all candidates weighs something, a product of matrices is faster
 DENSE = 0.25
-# samples of all inputs that stay in the cache while all slots read or change them
-WIDTH = 64
 
 
 @intrinsic
@@ -292,11 +291,12 @@ def _spread(slots: Tensor, x: Tensor, scores: Tensor, candidates: Tensor | None,
     arguments = (array(chosen), array(start), array(places), array(weights))
     run(weigh, total, 2 * work, rows, reach, np.float32(tau), *arguments)
     out = torch.empty(x.shape[1], slots.shape[1])
+    width = block_width(slots.shape[1])
     run(
         add_weighted,
-        -(-slots.shape[1] // WIDTH),
+        -(-slots.shape[1] // width),
         heavy * slots.shape[1] >> 4,
-        WIDTH,
+        width,
         array(slots),
         array(start),
         array(places),

@@ -9,6 +9,8 @@ from difflut_lab.registry import (
     register_layer,
     register_model,
     register_node,
+    register_regularizer,
+    register_schedule,
 )
 
 __version__ = "0.1.0"
@@ -22,4 +24,6 @@ __all__ = [
     "register_layer",
     "register_model",
     "register_node",
+    "register_regularizer",
+    "register_schedule",
 ]

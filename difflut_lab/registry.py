@@ -51,6 +51,8 @@ KINDS: dict[str, Kind] = {
     ),
     "data": Kind(package="difflut_lab.data", plural="data sets"),
     "initializer": Kind(package="difflut_lab.nodes.initializers", plural="initializers"),
+    "regularizer": Kind(package="difflut_lab.nodes.regularizers", plural="regularizers"),
+    "schedule": Kind(package="difflut_lab.schedules", plural="schedules"),
 }
 
 
@@ -206,3 +208,13 @@ def register_data(name: str) -> Callable[[Part], Part]:
 def register_initializer(name: str) -> Callable[[Part], Part]:
     """Register an initialiser of tables: ``@register_initializer("my_initializer")``."""
     return REGISTRY.register("initializer", name)
+
+
+def register_regularizer(name: str) -> Callable[[Part], Part]:
+    """Register a penalty on a bank's parameters: ``@register_regularizer("my_regularizer")``."""
+    return REGISTRY.register("regularizer", name)
+
+
+def register_schedule(name: str) -> Callable[[Part], Part]:
+    """Register a schedule of values: ``@register_schedule("my_schedule")``."""
+    return REGISTRY.register("schedule", name)

@@ -5,17 +5,19 @@ Shape letters: B batch, N nodes, n inputs per node (fan-in), K = 2^n table entri
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from difflut_lab.errors import ConfigError
+from difflut_lab.nodes.regularizers import Regularizer
 from difflut_lab.ops import Flips, Wiring, lookup
 from difflut_lab.registry import REGISTRY
+from difflut_lab.schema import PartOf
 from difflut_lab.seeding import generator
 
 MAX_FAN_IN = 12
@@ -62,11 +64,15 @@ class LUTNodes(nn.Module):
         N, the number of nodes.
     n : int
         Inputs per node, 1 to 12.
+    regularizer : str or mapping, optional
+        Registered penalty on what ``regularized`` gives: its name, or a mapping of ``name`` and options.
     seed : int
         Seed of everything random in the bank.
 
     Attributes
     ----------
+    SCHEDULABLE : tuple of str
+        Names of the plain float attributes that may change during training; each forward reads them afresh.
     soft : bool
         Evaluate the relaxation in eval mode too; set by ``difflut_lab.layers.soft``.
     frozen_table : Tensor or None
@@ -75,12 +81,21 @@ class LUTNodes(nn.Module):
     Raises
     ------
     ConfigError
-        If n is out of range; says what a larger one would cost.
+        If n is out of range; says what a larger one would cost. If the regulariser needs a table and there is none.
     """
+
+    SCHEDULABLE: ClassVar[tuple[str, ...]] = ()
 
     frozen_table: Tensor | None
 
-    def __init__(self, num_nodes: int, n: FanIn = 6, *, seed: int = 42) -> None:
+    def __init__(
+        self,
+        num_nodes: int,
+        n: FanIn = 6,
+        *,
+        regularizer: Annotated[str | dict[str, Any] | None, PartOf("regularizer")] = None,
+        seed: int = 42,
+    ) -> None:
         super().__init__()
         try:
             _check_fan_in(n)
@@ -93,6 +108,14 @@ class LUTNodes(nn.Module):
         self.seed = seed
         self.soft = False
         self.register_buffer("frozen_table", None)
+        self.regularizer: Regularizer | None = None
+        if regularizer is not None:
+            self.regularizer = REGISTRY.build("regularizer", regularizer)
+            if self.regularizer.needs_table and type(self).real_table is LUTNodes.real_table:
+                name = regularizer if isinstance(regularizer, str) else regularizer["name"]
+                raise ConfigError(
+                    f"regularizer={name}: needs nodes with a table of their own; {type(self).__name__} have none."
+                )
 
     def relaxed(self, routed: Tensor) -> Tensor:
         """What is trained: differentiable outputs in [0, 1].
@@ -136,6 +159,21 @@ class LUTNodes(nn.Module):
         finally:
             self.training = training
         return torch.cat(chunks).t().contiguous()
+
+    def regularized(self) -> Tensor:
+        """What a regulariser penalises: all parameters, flattened per node, ``(N, M)``."""
+        return torch.cat([parameter.flatten(1) for parameter in self.parameters()], dim=1)
+
+    def real_table(self) -> Tensor:
+        """The table of real numbers that is trained, ``(N, K)``, differentiable; only of nodes that have one."""
+        raise NotImplementedError(f"{type(self).__name__} has no table of its own")
+
+    def regularization(self) -> Tensor:
+        """The regulariser's penalty times its weight, 0-dimensional; 0 without a regulariser and once frozen."""
+        if self.regularizer is None or self.is_frozen:
+            return next(self.parameters(), torch.empty(0)).new_zeros(())
+        values = self.real_table() if self.regularizer.needs_table else self.regularized()
+        return self.regularizer.weight * self.regularizer(values)
 
     def truth_table(self) -> Tensor:
         """The truth table, bool ``(N, K)``; entry a of a row is the output for address a, least significant bit first.
@@ -246,6 +284,8 @@ class TableNodes(LUTNodes):
         As of ``LUTNodes``.
     initializer : str or mapping
         Registered initialiser of the weights: its name, or a mapping of ``name`` and options.
+    regularizer : str or mapping, optional
+        Registered penalty on the weights.
 
     Attributes
     ----------
@@ -254,14 +294,23 @@ class TableNodes(LUTNodes):
     """
 
     def __init__(
-        self, num_nodes: int, n: FanIn = 6, *, initializer: str | Mapping[str, Any] = "normal", seed: int = 42
+        self,
+        num_nodes: int,
+        n: FanIn = 6,
+        *,
+        initializer: Annotated[str | dict[str, Any], PartOf("initializer")] = "normal",
+        regularizer: Annotated[str | dict[str, Any] | None, PartOf("regularizer")] = None,
+        seed: int = 42,
     ) -> None:
-        super().__init__(num_nodes, n, seed=seed)
+        super().__init__(num_nodes, n, regularizer=regularizer, seed=seed)
         initialize = REGISTRY.build("initializer", initializer)
         self.weight = nn.Parameter(initialize((num_nodes, 2**n), generator(seed, "weight")))
 
     def relaxed(self, routed: Tensor) -> Tensor:
         return self.relaxed_fused(routed.flatten(1), None, None)
+
+    def real_table(self) -> Tensor:
+        return self.weight
 
     @torch.no_grad()
     def tabulate(self) -> Tensor:

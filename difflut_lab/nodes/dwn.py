@@ -33,6 +33,8 @@ class DWNNodes(TableNodes):
         Discount per differing input.
     initializer : str or mapping
         Initial values of the weights, clamped to [-1, 1].
+    regularizer : str or mapping, optional
+        Penalty on the weights.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class DWNNodes(TableNodes):
         alpha: PositiveFloat | None = None,
         beta: Annotated[float, Field(ge=0, lt=1)] = 1 / 3,
         initializer: Annotated[str | dict[str, Any], PartOf("initializer")] = "uniform",
+        regularizer: Annotated[str | dict[str, Any] | None, PartOf("regularizer")] = None,
         seed: int = 42,
     ) -> None:
-        super().__init__(num_nodes, n, initializer=initializer, seed=seed)
+        super().__init__(num_nodes, n, initializer=initializer, regularizer=regularizer, seed=seed)
         self.alpha = 0.5 * 0.75 ** (n - 1) if alpha is None else alpha
         self.beta = beta
         self._clamp()

@@ -27,6 +27,8 @@ class ProbabilisticNodes(TableNodes):
         T. Small ones pull the entries towards 0 and 1.
     initializer : str or mapping
         Initial values of W.
+    regularizer : str or mapping, optional
+        Penalty on the weights.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class ProbabilisticNodes(TableNodes):
         *,
         temperature: PositiveFloat = 0.25,
         initializer: Annotated[str | dict[str, Any], PartOf("initializer")] = "normal",
+        regularizer: Annotated[str | dict[str, Any] | None, PartOf("regularizer")] = None,
         seed: int = 42,
     ) -> None:
-        super().__init__(num_nodes, n, initializer=initializer, seed=seed)
+        super().__init__(num_nodes, n, initializer=initializer, regularizer=regularizer, seed=seed)
         self.temperature = temperature
 
     def relaxed_fused(self, x: Tensor, wiring: Wiring | None, flips: Flips | None) -> Tensor:

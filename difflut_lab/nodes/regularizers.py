@@ -1,0 +1,55 @@
+"""Penalties on the parameters of a bank, added to the loss of the training.
+
+A regulariser is built from its options and called with the values ``(N, M)`` of N nodes. Penalties are means over nodes
+and values, so that a weight means the same in layers of every size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from difflut_lab.registry import register_regularizer
+from difflut_lab.schema import NonNegativeFloat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regularizer:
+    """The base class of regularisers.
+
+    Attributes
+    ----------
+    needs_table : bool
+        Whether it is called with the nodes' tables ``(N, K)``, K = 2^n, instead of any parameters ``(N, M)``.
+    weight : float
+        What the penalty is multiplied by.
+    """
+
+    needs_table: ClassVar[bool] = False
+
+    weight: NonNegativeFloat = 1e-4
+    # what the penalty is multiplied by
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """The penalty, 0-dimensional, of values ``(N, M)``, before its weight."""
+        raise NotImplementedError(f"{type(self).__name__} must supply __call__(values)")
+
+
+@register_regularizer("l1")
+@dataclass(frozen=True, kw_only=True)
+class L1(Regularizer):
+    """The mean magnitude: drives values to 0, one by one."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.abs().mean()
+
+
+@register_regularizer("l2")
+@dataclass(frozen=True, kw_only=True)
+class L2(Regularizer):
+    """The mean square: keeps values small."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.square().mean()

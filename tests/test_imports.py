@@ -20,7 +20,7 @@ LEVELS = [
     {"registry"},
     {"schema", "__init__"},
     {"ops", "data"},
-    {"nodes", "encoders", "heads", "ternary"},
+    {"nodes", "encoders", "heads", "ternary", "schedules"},
     {"layers"},
     {"models"},
     {"export", "testing"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -43,6 +43,8 @@ class LearnableRouting(BaseLUTLayer):
     candidates : Tensor or None
         int32 ``(N, n, k)``, ascending, a buffer; None where every input is a candidate.
     """
+
+    SCHEDULABLE: ClassVar[tuple[str, ...]] = ("tau",)
 
     candidates: Tensor | None
 

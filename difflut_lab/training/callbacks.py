@@ -1,9 +1,10 @@
-"""What happens at the end of each epoch: checkpoints, a row of history, progress on the screen."""
+"""What happens in each epoch: scheduled values, checkpoints, a row of history, progress on the screen."""
 
 from __future__ import annotations
 
 import csv
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,65 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from difflut_lab.errors import ConfigError
+from difflut_lab.registry import REGISTRY
+from difflut_lab.schedules import Schedule
 from difflut_lab.training.console import new_console
+from difflut_lab.training.network import Network
 from difflut_lab.training.paths import replacing
 
 HISTORY = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "val/acc_soft", "val/gap", "lr", "seconds")
+
+
+class Schedules(Callback):
+    """Sets scheduled values at the start of each epoch, in every part that has them, and logs ``schedule/KEY``.
+
+    Parameters
+    ----------
+    network : Network
+        The network as it was built, with the values that its parts are configured with.
+    schedules : mapping
+        By kind of part, by value, the name and options of a schedule, checked.
+
+    Raises
+    ------
+    ConfigError
+        If no part of the network has such a value, or the parts are configured with several and none is said to be
+        the start.
+    """
+
+    def __init__(self, network: Network, schedules: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        self._network = network
+        self._schedules: dict[str, Schedule] = {}
+        self._starts: dict[str, float] = {}
+        for kind, values in schedules.items():
+            for name, spec in values.items():
+                key = f"{kind}.{name}"
+                own = sorted({float(getattr(part, name)) for part in network.parts_with(key)})
+                if spec["start"] is None and len(own) > 1:
+                    raise ConfigError(
+                        f"schedules.{key}.start: must be given, because the parts of the network start at "
+                        f"{', '.join(f'{value:g}' for value in own)}."
+                    )
+                self._schedules[key] = REGISTRY.build("schedule", spec)
+                self._starts[key] = own[0]
+
+    @property
+    def keys(self) -> list[str]:
+        """What is scheduled, such as ``["head.tau"]``."""
+        return list(self._schedules)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Set the epoch's values."""
+        assert trainer.max_epochs is not None
+        for key, schedule in self._schedules.items():
+            value = schedule.value(trainer.current_epoch, start=self._starts[key], epochs=trainer.max_epochs)
+            self._network.set_scheduled({key: value})
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch's values."""
+        for key in self._schedules:
+            pl_module.log(f"schedule/{key}", self._network.scheduled[key])
 
 
 class Checkpoints(Checkpoint):
@@ -65,10 +121,13 @@ class History(Callback):
     ----------
     path : Path
         The file.
+    more : sequence of str
+        Metrics that this training logs beside those of every training.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
         self.path = path
+        self._columns = [*HISTORY[:-1], *more, HISTORY[-1]]
         self._start = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,7 +137,7 @@ class History(Callback):
         with open(self.path, newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
         with replacing(self.path) as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, HISTORY)
+            writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
 
@@ -94,7 +153,7 @@ class History(Callback):
         row |= {"epoch": str(trainer.current_epoch), "seconds": f"{time.perf_counter() - self._start:.3f}"}
         new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
-            writer = csv.DictWriter(file, HISTORY, extrasaction="ignore")
+            writer = csv.DictWriter(file, self._columns, extrasaction="ignore")
             if new:
                 writer.writeheader()
             writer.writerow(row)

@@ -21,7 +21,7 @@ STATE_PREFIX = "network."
 # what decides the network's shape; training behaviour (layer_config among it) may change between two runs
 STRUCTURE = ("model", "encoder", "layer", "node", "head")
 # what decides the course of a training, and where data lies, which does not
-COURSE = ("optimizer", "scheduler", "data", "seed", "batch_size")
+COURSE = ("optimizer", "scheduler", "schedules", "data", "seed", "batch_size")
 LOCATIONS = ("data.root", "data.path")
 
 
@@ -114,13 +114,14 @@ def load_network(path: str | Path) -> Network:
 
 
 def load_weights(network: Network, content: Mapping[str, Any], path: str | Path) -> None:
-    """Copy a checkpoint's weights into a network of the same structure."""
+    """Copy a checkpoint's weights, and the scheduled values of its epoch, into a network of the same structure."""
     state = {name.removeprefix(STATE_PREFIX): value for name, value in content["state_dict"].items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
         raise CheckpointError(f"ckpt={path}: its weights do not fit this network: {lines}") from None
+    network.set_scheduled(content[KEY].get("scheduled", {}))
 
 
 def check_continuation(content: Mapping[str, Any], config: Mapping[str, Any], path: str | Path) -> None:

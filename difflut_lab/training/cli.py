@@ -124,7 +124,7 @@ def _overrides(arguments: Sequence[str]) -> list[Override]:
 def _in_words(error: HydraException, overrides: Sequence[Override]) -> ConfigError:
     """What Hydra could not compose, in one line; for a key that does not exist, with those that do."""
     found = re.match(r"Could not override '([^']+)'", str(error))
-    if not found:
+    if not found or "defaults list" in str(error):
         return ConfigError(" ".join(str(error).split()))
     key = found.group(1)
     lines = [override.input_line or "" for override in overrides if not override.is_sweep_override()]
@@ -165,7 +165,7 @@ def _why_not_added(key: str, lines: Sequence[str]) -> ConfigError | None:
 
 
 def _is_group(line: str) -> bool:
-    return (config_directory() / line.partition("=")[0].partition("@")[0]).is_dir()
+    return (config_directory() / line.lstrip("+").partition("=")[0].partition("@")[0]).is_dir()
 
 
 def _plugin_names(overrides: Sequence[Override]) -> list[str]:
@@ -196,6 +196,8 @@ def _check_choices(overrides: Sequence[Override]) -> None:
         known = plugins.choices(group) if (config_directory() / group).is_dir() else []
         if not known or override.is_delete():
             continue
+        if group == "schedule" and not override.package:
+            raise ConfigError(f"{override.input_line}: say what it moves, as in +schedule@schedules.head.tau=cosine.")
         values = list(override.sweep_string_iterator()) if override.is_sweep_override() else [override.value()]
         for value in values:
             for choice in value if isinstance(value, list) else [value]:

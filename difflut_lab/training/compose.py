@@ -61,6 +61,7 @@ FIXED_TRAINER_OPTIONS = (
     *("max_steps", "min_steps", "max_time", "val_check_interval", "check_val_every_n_epoch"),
     *("enable_checkpointing", "reload_dataloaders_every_n_epochs", "barebones"),
 )
+SCHEDULES = "schedules"  # the root key of values that change over the epochs
 LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
 
 
@@ -101,6 +102,7 @@ def resolve(composed: DictConfig, overrides: Sequence[str]) -> Config:
     own = {key: value for key, value in config["model"].items() if key != "name"}
     config["model"] |= model_class.resolve(own, {group: config[group] for group in groups})
     _check_library(config)
+    config[SCHEDULES] = _checked_schedules(config.get(SCHEDULES) or {}, config["trainer"]["max_epochs"])
     _check_combinations(config)
     return config
 
@@ -158,8 +160,24 @@ def _typed(key: str, typed: set[str]) -> bool:
     return any(word == key or word.startswith(f"{key}.") for word in typed)
 
 
+def _checked_schedules(schedules: Any, max_epochs: int) -> Config:
+    """Validate ``schedules.PART.VALUE``; whether the network has such a part and value, the network itself says."""
+    if not isinstance(schedules, Mapping):
+        raise ConfigError(f"{SCHEDULES}={schedules!r}: must be a mapping, such as {{head: {{tau: ...}}}}.")
+    checked: Config = {}
+    for kind, values in schedules.items():
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{SCHEDULES}.{kind}={values!r}: must be a mapping of values to schedules.")
+        for name, spec in values.items():
+            spec = schema.validate_part("schedule", spec, f"{SCHEDULES}.{kind}.{name}")
+            # written down, because a training that is continued for more epochs would have another course
+            spec["epochs"] = max_epochs if spec["epochs"] is None else spec["epochs"]
+            checked.setdefault(str(kind), {})[str(name)] = spec
+    return checked
+
+
 def _check_roots(config: Config, groups: Sequence[str], model: str) -> None:
-    known = [*RunSettings.__dataclass_fields__, "model", "data", *groups, *LIBRARY_GROUPS]
+    known = [*RunSettings.__dataclass_fields__, SCHEDULES, "model", "data", *groups, *LIBRARY_GROUPS]
     for key in config:
         if key not in known:
             used = f" model={model} does not use it." if key in (*REGISTRY.kinds(), "layer_config") else ""

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from rich.text import Text
 
-from difflut_lab.training.compose import RunSettings
+from difflut_lab.training.compose import SCHEDULES, RunSettings
 from difflut_lab.training.console import new_console, shown_path
 
 
@@ -36,6 +36,10 @@ def show_config(config: Mapping[str, Any], directory: Path) -> None:
             continue
         if "name" in value or "_target_" in value or key == "layer_config":
             _add(table, key, value)
+        elif key == SCHEDULES:
+            for kind, values in value.items():
+                for name, part in values.items():
+                    _add(table, f"{key}.{kind}.{name}", part)
         else:
             for name, part in value.items():
                 _add(table, key, part, name)

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from difflut_lab.errors import TrainingError
 from difflut_lab.layers import soft
+from difflut_lab.nodes import LUTNodes
 from difflut_lab.training.checkpoint import KEY
 from difflut_lab.training.compose import instantiate
 from difflut_lab.training.network import Network
@@ -27,7 +28,8 @@ class Classifier(L.LightningModule):
     """Trains a network with cross-entropy; measures it hard (as truth tables) and soft (as its relaxation).
 
     Logged once an epoch: ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc`` (hard), ``val/acc_soft``,
-    ``val/gap`` (soft minus hard), ``lr``.
+    ``val/gap`` (soft minus hard), ``lr``, and where nodes are regularised ``train/regularization``. Losses are the
+    cross-entropy alone; what is minimised is its sum with ``train/regularization``.
 
     Parameters
     ----------
@@ -47,10 +49,20 @@ class Classifier(L.LightningModule):
         num_classes = len(network.class_names)
         self.hard_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.soft_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        # a list, not modules of its own: they are the network's
+        self._regularized = [
+            bank for bank in network.modules() if isinstance(bank, LUTNodes) and bank.regularizer is not None
+        ]
         self._last_x = torch.empty(0)
         self._count = 0
         self._loss_sum = torch.zeros(())
+        self._regularization_sum = torch.zeros(())
         self._correct = torch.zeros((), dtype=torch.int64)
+
+    @property
+    def regularizes(self) -> bool:
+        """Whether ``train/regularization`` is logged."""
+        return bool(self._regularized)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(B, C)`` of raw features ``(B, *input_shape)``."""
@@ -69,19 +81,20 @@ class Classifier(L.LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write the header; metrics in progress are not part of a checkpoint."""
-        checkpoint[KEY] = dict(self.header)
+        """Write the header, and the scheduled values of the epoch; metrics in progress are no part of a checkpoint."""
+        checkpoint[KEY] = dict(self.header) | {"scheduled": dict(self.network.scheduled)}
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
         self._count = 0
         self._loss_sum = torch.zeros((), device=self.device)
+        self._regularization_sum = torch.zeros((), device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
         # read here, because the scheduler steps before validation
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Cross-entropy of one batch; sums stay on the device."""
+        """Cross-entropy of one batch, plus what the nodes' regularisers add; sums stay on the device."""
         x, y = batch
         scores = self(x)
         loss = F.cross_entropy(scores, y)
@@ -91,6 +104,10 @@ class Classifier(L.LightningModule):
         self._last_x = x
         if batch_index % CHECK_EVERY == 0:
             self._check_finite()
+        if self._regularized:
+            penalty = torch.stack([bank.regularization() for bank in self._regularized]).sum()
+            self._regularization_sum += penalty.detach() * len(y)
+            loss = loss + penalty
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -115,6 +132,8 @@ class Classifier(L.LightningModule):
         self.log_dict(
             {"train/loss": self._loss_sum / self._count, "train/acc": self._correct / self._count}, sync_dist=True
         )
+        if self._regularized:
+            self.log("train/regularization", self._regularization_sum / self._count, sync_dist=True)
         self.log("lr", self._learning_rate)
         self._log_evaluation("val")
 

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -25,8 +26,8 @@ from difflut_lab.errors import ConfigError
 from difflut_lab.ops import chosen_kernels, use_kernels
 from difflut_lab.registry import REGISTRY
 from difflut_lab.training import checkpoint, display
-from difflut_lab.training.callbacks import Checkpoints, EpochProgress, History
-from difflut_lab.training.compose import Config, build_model, groups_of, instantiate, model_of, resolve
+from difflut_lab.training.callbacks import Checkpoints, EpochProgress, History, Schedules
+from difflut_lab.training.compose import SCHEDULES, Config, build_model, groups_of, instantiate, model_of, resolve
 from difflut_lab.training.datamodule import InMemoryData
 from difflut_lab.training.module import Classifier
 from difflut_lab.training.network import Network
@@ -76,24 +77,29 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
         build_model(config, data.input_shape, len(data.class_names)), data.mean, data.std, data.class_names
     )
     network.calibrate(data.train.x)
+    schedules = Schedules(network, config[SCHEDULES])
     module = Classifier(network, config, checkpoint.header(config, overrides, data))
     _write_config(config, overrides, directory)
     if not sweep:
         display.show_config(config, directory)
     try:
         loggers = build_loggers(config, directory, overrides, sweep)
-        results = _train(module, data, config, loggers, directory)
+        results = _train(module, schedules, data, config, loggers, directory)
     finally:
         close_loggers()
     display.show_results(results, directory, brief=sweep is not None)
     return float(results["val/acc"])
 
 
-def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logger], directory: Path) -> dict[str, Any]:
+def _train(
+    module: Classifier, schedules: Schedules, data: DataSet, config: Config, loggers: list[Logger], directory: Path
+) -> dict[str, Any]:
     checkpoints = Checkpoints(directory / "checkpoints")
     if config["ckpt"]:
         _bring_best(Path(config["ckpt"]), checkpoints.best_path)
-    trainer = _build_trainer(config, loggers, directory, checkpoints)
+    logged = [f"schedule/{key}" for key in schedules.keys] + ["train/regularization"] * module.regularizes
+    history = History(directory / "history.csv", logged)
+    trainer = _build_trainer(config, loggers, directory, [schedules, history, EpochProgress(), checkpoints])
     datamodule = InMemoryData(data, config["batch_size"], config["eval_batch_size"], config["seed"])
     start = time.perf_counter()
     try:
@@ -125,8 +131,8 @@ def _train(module: Classifier, data: DataSet, config: Config, loggers: list[Logg
     return results
 
 
-def _build_trainer(config: Config, loggers: list[Logger], directory: Path, checkpoints: Checkpoints) -> L.Trainer:
-    callbacks = [History(directory / "history.csv"), EpochProgress(), checkpoints]
+def _build_trainer(config: Config, loggers: list[Logger], directory: Path, own: Sequence[Callback]) -> L.Trainer:
+    callbacks = [*own]
     callbacks += [instantiate(values, f"callbacks.{name}") for name, values in (config["callbacks"] or {}).items()]
     options = dict(config["trainer"])
     if config["fast_dev_run"]:
@@ -168,7 +174,7 @@ def _check_trainer(config: Config, sweep: str | None, directory: Path) -> None:
         # each process of Lightning's would start the whole sweep anew
         raise ConfigError("trainer=ddp cannot run inside a sweep (-m): start its trainings one by one.")
     try:
-        _build_trainer(config, [], directory, Checkpoints(directory))
+        _build_trainer(config, [], directory, [Checkpoints(directory)])
     except MisconfigurationException as error:
         raise ConfigError(f"trainer: {str(error).splitlines()[0]}") from error
 

@@ -81,7 +81,7 @@ def wandb_logger(
         settings=wandb.Settings(silent=True),
     )
     logger = WandbLogger(experiment=run)
-    for metric in ("train/*", "val/*", "test/*", "lr"):
+    for metric in ("train/*", "val/*", "test/*", "schedule/*", "lr"):
         run.define_metric(metric, step_metric="epoch")
     return logger
 

@@ -22,8 +22,12 @@ NEEDED = {("data", "npz"): ["data.path=somewhere.npz"]}  # mandatory values
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_every_file_composes_and_every_word_of_it_is_known(composed, group, name):
     words = [f"{group}={name}", *NEEDED.get((group, name), [])]
+    if group == "schedule":
+        words = [f"+schedule@schedules.head.tau={name}", "schedules.head.tau.end=3"]
     config = resolve(composed(*words), words)
-    if group in REGISTRY.kinds():
+    if group == "schedule":
+        assert config["schedules"]["head"]["tau"] == {"name": name, "end": 3.0, "start": None, "epochs": 40}
+    elif group in REGISTRY.kinds():
         assert config[group]["name"] == name, "a file's name is the registered name it selects"
 
 

@@ -1,7 +1,22 @@
 """LUT nodes: the parametrisation of small lookup tables and the gradients that train them, one kind per file."""
 
 from difflut_lab.nodes.base import FanIn, LUTNodes, NodeView, TableNodes
+from difflut_lab.nodes.difflogic import DiffLogicNodes
 from difflut_lab.nodes.dwn import DWNNodes
+from difflut_lab.nodes.dwn_stable import DWNStableNodes
+from difflut_lab.nodes.hybrid import HybridNodes
 from difflut_lab.nodes.probabilistic import ProbabilisticNodes
+from difflut_lab.nodes.warp import WARPNodes
 
-__all__ = ["DWNNodes", "FanIn", "LUTNodes", "NodeView", "ProbabilisticNodes", "TableNodes"]
+__all__ = [
+    "DWNNodes",
+    "DWNStableNodes",
+    "DiffLogicNodes",
+    "FanIn",
+    "HybridNodes",
+    "LUTNodes",
+    "NodeView",
+    "ProbabilisticNodes",
+    "TableNodes",
+    "WARPNodes",
+]

@@ -5,7 +5,7 @@ Shape letters: B batch, N nodes, n inputs per node (fan-in), K = 2^n table entri
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -47,6 +47,10 @@ def _size(count: float) -> str:
     while count >= 1024 and power < len(units) - 1:
         count, power = count / 1024, power + 1
     return f"{count:,.1f} {units[power]}".replace(".0 ", " ")
+
+
+def _name(part: str | Mapping[str, Any]) -> str:
+    return part if isinstance(part, str) else part["name"]
 
 
 FanIn = Annotated[int, AfterValidator(_check_fan_in)]
@@ -112,10 +116,7 @@ class LUTNodes(nn.Module):
         if regularizer is not None:
             self.regularizer = REGISTRY.build("regularizer", regularizer)
             if self.regularizer.needs_table and type(self).real_table is LUTNodes.real_table:
-                name = regularizer if isinstance(regularizer, str) else regularizer["name"]
-                raise ConfigError(
-                    f"regularizer={name}: needs nodes with a table of their own; {type(self).__name__} have none."
-                )
+                raise ConfigError(f"regularizer={_name(regularizer)}: needs tables; {type(self).__name__} have none.")
 
     def relaxed(self, routed: Tensor) -> Tensor:
         """What is trained: differentiable outputs in [0, 1].
@@ -159,6 +160,30 @@ class LUTNodes(nn.Module):
         finally:
             self.training = training
         return torch.cat(chunks).t().contiguous()
+
+    def initial_values(
+        self, initializer: str | Mapping[str, Any], shape: tuple[int, int], purpose: str = "weight"
+    ) -> Tensor:
+        """Initial values of a parameter, from a stream of random numbers of its own.
+
+        Parameters
+        ----------
+        initializer : str or mapping
+            Registered initialiser: its name, or a mapping of ``name`` and options.
+        shape : tuple of int
+            ``(N, M)``, M values per node.
+        purpose : str
+            What the values are for: parameters of one bank with different purposes share no random numbers.
+
+        Raises
+        ------
+        ConfigError
+            If the initialiser makes tables, and the nodes have none.
+        """
+        initialize = REGISTRY.build("initializer", initializer)
+        if initialize.gives_table:
+            raise ConfigError(f"initializer={_name(initializer)}: makes tables; {type(self).__name__} have none.")
+        return initialize(shape, generator(self.seed, purpose))
 
     def regularized(self) -> Tensor:
         """What a regulariser penalises: all parameters, flattened per node, ``(N, M)``."""
@@ -276,7 +301,8 @@ class NodeView:
 class TableNodes(LUTNodes):
     """A bank whose nodes are tables of real numbers: entry a is 1 in the truth table where its weight is at least 0.
 
-    A kind of node supplies ``relaxed_fused``, which serves both the routed and the fused form.
+    A kind of node supplies ``relaxed_fused``, which serves both the routed and the fused form, and where its weights
+    are not the logits of its table, ``real_table`` and ``from_logits``.
 
     Parameters
     ----------
@@ -303,8 +329,28 @@ class TableNodes(LUTNodes):
         seed: int = 42,
     ) -> None:
         super().__init__(num_nodes, n, regularizer=regularizer, seed=seed)
+        self.weight = nn.Parameter(self.initial_values(initializer, self.weight_shape))
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """The shape of the weights: ``(N, K)``, one per entry, where a kind of node does not say otherwise."""
+        return self.num_nodes, 2**self.n
+
+    def from_logits(self, logits: Tensor) -> Tensor:
+        """The weights of nodes whose tables have these logits, ``(N, K)``: how an initialiser that makes tables acts.
+
+        Here they are the logits themselves.
+        """
+        return logits
+
+    def initial_values(
+        self, initializer: str | Mapping[str, Any], shape: tuple[int, int], purpose: str = "weight"
+    ) -> Tensor:
         initialize = REGISTRY.build("initializer", initializer)
-        self.weight = nn.Parameter(initialize((num_nodes, 2**n), generator(seed, "weight")))
+        draws = generator(self.seed, purpose)
+        if initialize.gives_table:
+            return self.from_logits(initialize((self.num_nodes, 2**self.n), draws))
+        return initialize(shape, draws)
 
     def relaxed(self, routed: Tensor) -> Tensor:
         return self.relaxed_fused(routed.flatten(1), None, None)
@@ -314,7 +360,7 @@ class TableNodes(LUTNodes):
 
     @torch.no_grad()
     def tabulate(self) -> Tensor:
-        return self.weight >= 0
+        return self.real_table() >= 0
 
     @property
     def can_fuse(self) -> bool:

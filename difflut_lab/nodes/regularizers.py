@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from difflut_lab.nodes.walsh import walsh_coefficients
 from difflut_lab.registry import register_regularizer
 from difflut_lab.schema import NonNegativeFloat
 
@@ -53,3 +55,26 @@ class L2(Regularizer):
 
     def __call__(self, values: Tensor) -> Tensor:
         return values.square().mean()
+
+
+@register_regularizer("spectral")
+@dataclass(frozen=True, kw_only=True)
+class Spectral(Regularizer):
+    """The energy of the tables' Walsh coefficients, sum_S |S|^power c_S^2, averaged over nodes: favours simple tables.
+
+    A coefficient counts by its degree |S|, the number of inputs that it joins: parities of many inputs are penalised
+    most, constants not at all. With power 1 it is the mean over addresses of a quarter of the squared differences to
+    all neighbours, the total influence of the inputs (O'Donnell, Analysis of Boolean Functions, 2014, section 2.3).
+    With power 0 all coefficients count alike, and by Parseval's theorem the energy is the mean square of the table,
+    the penalty of ``l2``.
+    """
+
+    needs_table: ClassVar[bool] = True
+
+    power: NonNegativeFloat = 1.0
+    # a coefficient of degree d counts d^power times
+
+    def __call__(self, values: Tensor) -> Tensor:
+        sets = torch.arange(values.shape[1], device=values.device)
+        degree = sum((sets >> k & 1 for k in range(values.shape[1].bit_length() - 1)), torch.zeros_like(sets))
+        return (walsh_coefficients(values).square() * degree.to(values.dtype) ** self.power).sum(dim=1).mean()

@@ -62,7 +62,7 @@ def test_wiring_is_the_best_candidate_lowest_on_ties(candidates: int | None) -> 
 @pytest.mark.parametrize("candidates", [None, 8])
 @pytest.mark.parametrize("node", REGISTRY.names("node"))
 def test_forward_is_hard_in_training(node: str, candidates: int | None) -> None:
-    layer = LearnableRouting(40, 10, node, 3, candidates=candidates)
+    layer = LearnableRouting(40, 10, node, 2, candidates=candidates)
     x = torch.rand(20, 40)
     y = layer(x)
     assert torch.equal(layer.nodes(x[:, layer.wiring()]), y)

@@ -18,7 +18,12 @@ NODES = REGISTRY.names("node")
 FAN_INS = [1, 2, 3, 6]
 
 
-def bank(name: str, num_nodes: int = 5, n: int = 3, **options: Any) -> LUTNodes:
+def fan_in(name: str, n: int) -> int:
+    return 2 if name == "difflogic" else n
+
+
+def bank(name: str, num_nodes: int = 5, n: int | None = None, **options: Any) -> LUTNodes:
+    n = fan_in(name, 3) if n is None else n
     nodes = REGISTRY.get_node(name)(num_nodes, n, **options)
     assert isinstance(nodes, LUTNodes)
     return nodes
@@ -48,8 +53,9 @@ def train(nodes: LUTNodes, steps: int = 3) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("n", FAN_INS)
-@pytest.mark.parametrize("name", NODES)
+@pytest.mark.parametrize(
+    ("name", "n"), [(name, n) for name in NODES for n in FAN_INS if n == fan_in(name, n)], ids=lambda value: str(value)
+)
 def test_eval_is_the_truth_table(name: str, n: int) -> None:
     nodes = bank(name, n=n)
     train(nodes)
@@ -62,7 +68,8 @@ def test_eval_is_the_truth_table(name: str, n: int) -> None:
     torch.testing.assert_close(nodes.fused(routed.flatten(1), wiring), nodes(routed), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", NODES)
+# a difflogic node is its heaviest gate, not its mixture rounded
+@pytest.mark.parametrize("name", [name for name in NODES if name != "difflogic"])
 def test_truth_table_is_what_enumeration_of_the_relaxation_gives(name: str) -> None:
     nodes = bank(name, n=4)
     train(nodes)
@@ -73,7 +80,7 @@ def test_truth_table_is_what_enumeration_of_the_relaxation_gives(name: str) -> N
 @pytest.mark.parametrize("name", NODES)
 def test_every_parameter_leads_with_the_nodes_and_gets_a_gradient(name: str) -> None:
     nodes = bank(name)
-    x = torch.rand(64, 5, 3, requires_grad=True)
+    x = torch.rand(64, 5, nodes.n, requires_grad=True)
     nodes(x).sum().backward()
     assert x.grad is not None and x.grad.abs().sum() > 0
     for parameter in nodes.parameters():
@@ -85,7 +92,7 @@ def test_every_parameter_leads_with_the_nodes_and_gets_a_gradient(name: str) -> 
 def test_fused_equals_routed(name: str) -> None:
     first = bank(name)
     second = copy.deepcopy(first)
-    indices = torch.randint(0, 7, (5, 3), dtype=torch.int32)
+    indices = torch.randint(0, 7, (5, first.n), dtype=torch.int32)
     x = torch.rand(9, 7, requires_grad=True)
     upstream = torch.randn(9, 5)
     outputs, gradients = [], []
@@ -116,7 +123,7 @@ def test_views_agree_with_the_bank(name: str, mode: str) -> None:
             for parameter in nodes.parameters():
                 parameter.mul_(3)
     twin = copy.deepcopy(nodes)
-    x = torch.rand(8, 5, 3, requires_grad=True)
+    x = torch.rand(8, 5, nodes.n, requires_grad=True)
     whole = nodes(x)
     views = torch.cat([twin[j](x[:, j]) for j in range(len(twin))], dim=1)
     assert views.shape == (8, 5)
@@ -156,7 +163,7 @@ def test_seeds(name: str) -> None:
 def test_freeze(name: str) -> None:
     nodes = bank(name)
     train(nodes)
-    routed = bits(30, 5, 3)
+    routed = bits(30, 5, nodes.n)
     nodes.eval()
     wanted, table = nodes(routed), nodes.truth_table()
     nodes.train()
@@ -183,7 +190,7 @@ def test_freeze(name: str) -> None:
 @pytest.mark.parametrize("name", NODES)
 def test_copies_pickles_and_dtypes(name: str) -> None:
     nodes = bank(name).eval()
-    routed = bits(20, 5, 3)
+    routed = bits(20, 5, nodes.n)
     wanted = nodes(routed)
     for other in (copy.deepcopy(nodes), pickle.loads(pickle.dumps(nodes))):
         assert torch.equal(other(routed), wanted)
@@ -197,7 +204,7 @@ def test_copies_pickles_and_dtypes(name: str) -> None:
 @pytest.mark.parametrize("name", NODES)
 def test_no_nan_outside_the_unit_interval(name: str) -> None:
     nodes = bank(name)
-    x = (5 * torch.randn(30, 5, 3)).requires_grad_()
+    x = (5 * torch.randn(30, 5, nodes.n)).requires_grad_()
     y = nodes(x)
     y.sum().backward()
     assert x.grad is not None
@@ -207,9 +214,10 @@ def test_no_nan_outside_the_unit_interval(name: str) -> None:
 @pytest.mark.parametrize("n", [0, -1, 13])
 @pytest.mark.parametrize("name", NODES)
 def test_fan_in_out_of_range(name: str, n: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^n={n}: must be at (least 1 and at )?most 12"):
+    choices = "2, the only choice" if name == "difflogic" else "at (least 1 and at )?most 12"
+    with pytest.raises(ConfigError, match=rf"^n={n}: must be {choices}"):
         bank(name, n=n)
-    with pytest.raises(ConfigError, match=rf"^node.n={n}: must be at"):
+    with pytest.raises(ConfigError, match=rf"^node.n={n}: must be {choices}"):
         schema.validate_part("node", {"name": name, "n": n}, "node")
 
 

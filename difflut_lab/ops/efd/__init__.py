@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
+from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from difflut_lab.ops.dispatch import choose
@@ -53,3 +56,46 @@ def efd_table(table: Tensor, alpha: float | None = None, beta: float = 1 / 3) ->
         raise ValueError(f"beta={beta}: must be at least 0 and less than 1.")
     n = fan_in(table)
     return _efd_table(table.detach(), 0.5 * 0.75 ** (n - 1) if alpha is None else alpha, beta)
+
+
+@torch.no_grad()
+def harmonic_efd_table(table: Tensor, scale: float = 1.0) -> Tensor:
+    """Extended finite difference whose weights fall with the distance as 1 / (H + 1), instead of as beta^H.
+
+    ``D[j, l, a] = scale / (2 Z) * sum_b (-1)^(1 - b_l) table[j, b] / (H + 1)``, H the Hamming distance of a and b
+    without bit l and ``Z = (2^n - 1) / n`` the sum of the weights of an address. Nothing is recorded for autograd.
+
+    1 / (H + 1) is the integral of beta^H over beta from 0 to 1, and H is at most n - 1: a Gauss-Legendre rule of
+    ceil(n / 2) points is exact, so that as many differences with decaying weights add up to this one.
+
+    Parameters
+    ----------
+    table : Tensor
+        ``(N, 2^n)``, address LSB first.
+    scale : float
+        Scale; the weights of an address sum to half of it.
+
+    Returns
+    -------
+    Tensor
+        ``(N, n, 2^n)``, float32 (float64 for a float64 table).
+
+    Raises
+    ------
+    ValueError
+        If the width of the table is not a power of two.
+    """
+    n = fan_in(table)
+    alpha = 0.5 * scale * n / (2**n - 1)
+    (beta, weight), *rest = _unit_rule((n + 1) // 2)
+    total = _efd_table(table.detach(), alpha * weight, beta)
+    for beta, weight in rest:
+        total += _efd_table(table.detach(), alpha * weight, beta)
+    return total
+
+
+@functools.cache
+def _unit_rule(count: int) -> list[tuple[float, float]]:
+    """Points and weights of the Gauss-Legendre rule on [0, 1]."""
+    points, weights = leggauss(count)
+    return [((1 + point) / 2, weight / 2) for point, weight in zip(points.tolist(), weights.tolist(), strict=True)]

@@ -36,12 +36,17 @@ KINDS: dict[str, Kind] = {
         package="difflut_lab.layers",
         plural="layers",
         provided=frozenset(
-            {"input_size", "output_size", "node_type", "n", "node_kwargs", "layer_config", "seed", "bits_per_feature"}
+            {"input_size", "output_size", "node_type", "n", "node_kwargs", "layer_config", "seed"}
+            | {"bits_per_feature", "input_shape"}
         ),
     ),
     "node": Kind(package="difflut_lab.nodes", plural="nodes", provided=frozenset({"num_nodes", "seed"})),
-    "encoder": Kind(package="difflut_lab.encoders", plural="encoders", provided=frozenset({"input_size"})),
-    "head": Kind(package="difflut_lab.heads", plural="heads", provided=frozenset({"input_size", "num_classes"})),
+    "encoder": Kind(
+        package="difflut_lab.encoders", plural="encoders", provided=frozenset({"input_size", "input_shape"})
+    ),
+    "head": Kind(
+        package="difflut_lab.heads", plural="heads", provided=frozenset({"input_size", "num_classes", "seed"})
+    ),
     "model": Kind(
         package="difflut_lab.models",
         plural="models",

@@ -129,6 +129,14 @@ class BaseLUTLayer(nn.Module):
         cls = type(self)
         return self.is_frozen or (cls.wiring is not BaseLUTLayer.wiring and cls.route is BaseLUTLayer.route)
 
+    @torch.no_grad()
+    def reads(self) -> Tensor | None:
+        """How often the nodes read each input, int64 ``(F,)``; None where there is no ``wiring()`` that says so."""
+        if type(self).wiring is BaseLUTLayer.wiring:
+            return None
+        indices = self._wiring().indices.flatten()
+        return torch.bincount(indices[indices >= 0], minlength=self.input_size)
+
     def route(self, x: Tensor) -> Tensor:
         """Routed inputs ``(B, N, n)`` of inputs ``(B, F)``; by default those that the wiring names."""
         wiring = self._wiring()

@@ -68,6 +68,10 @@ class FeatureWiseGroups(BaseLUTLayer):
     def wiring(self) -> Tensor:
         return self.indices
 
+    def groups(self) -> Tensor:
+        """The group of each input, int64 ``(F,)``, 0 to G - 1."""
+        return group_of_inputs(self.input_size, self.num_groups)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, num_groups={self.num_groups}"
 
@@ -92,6 +96,11 @@ class FeatureWiseGroups(BaseLUTLayer):
         return num_groups
 
 
+def group_of_inputs(num_inputs: int, num_groups: int) -> Tensor:
+    """The group of each input, int64 ``(F,)``: neighbours, in groups whose sizes differ by at most one."""
+    return torch.arange(num_inputs) * num_groups // num_inputs
+
+
 def grouped_wiring(num_inputs: int, num_nodes: int, n: int, num_groups: int, generator: Generator) -> Tensor:
     """Draw a wiring in which every node reads one group of neighbouring inputs.
 
@@ -107,7 +116,7 @@ def grouped_wiring(num_inputs: int, num_nodes: int, n: int, num_groups: int, gen
     Tensor
         int32 ``(N, n)``, -1 for a constant 0.
     """
-    group_of_input = torch.arange(num_inputs) * num_groups // num_inputs
+    group_of_input = group_of_inputs(num_inputs, num_groups)
     sizes = torch.bincount(group_of_input, minlength=num_groups)
     starts = sizes.cumsum(0) - sizes
     # sorting by group with random ties permutes every group by itself

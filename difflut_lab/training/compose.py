@@ -62,6 +62,7 @@ FIXED_TRAINER_OPTIONS = (
     *("enable_checkpointing", "reload_dataloaders_every_n_epochs", "barebones"),
 )
 SCHEDULES = "schedules"  # the root key of values that change over the epochs
+MIXED = ("16-mixed", "bf16-mixed")
 LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
 
 
@@ -228,6 +229,12 @@ def _check_combinations(config: Config) -> None:
                 f"trainer.precision={config['trainer']['precision']} scales the loss, which "
                 f"{key}.grad_stabilization={mode} would undo: use trainer.precision=bf16-mixed or 32-true."
             )
+    trainer, precision = config["trainer"], str(config["trainer"].get("precision"))
+    if config["optimizer"].get("fused") and trainer.get("gradient_clip_val") and precision in ("16", *MIXED):
+        raise ConfigError(
+            f"trainer.gradient_clip_val={trainer['gradient_clip_val']}: with trainer.precision={precision}, a fused "
+            "optimizer leaves no gradients to clip: set optimizer.fused=false."
+        )
 
 
 def instantiate(values: Mapping[str, Any], key: str, *arguments: Any, **provided: Any) -> Any:

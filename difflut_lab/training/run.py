@@ -31,8 +31,9 @@ from difflut_lab.training.compose import SCHEDULES, Config, build_model, groups_
 from difflut_lab.training.datamodule import InMemoryData
 from difflut_lab.training.module import Classifier
 from difflut_lab.training.network import Network
-from difflut_lab.training.paths import git_revision, write_json
-from difflut_lab.training.tracking import build_loggers, close_loggers
+from difflut_lab.training.paths import git_revision, replacing, write_json
+from difflut_lab.training.tracking import build_loggers, close_loggers, log_picture
+from difflut_lab.training.wiring_picture import WiringPicture
 
 
 def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: str | None = None) -> float:
@@ -101,6 +102,7 @@ def _train(
     history = History(directory / "history.csv", logged)
     trainer = _build_trainer(config, loggers, directory, [schedules, history, EpochProgress(), checkpoints])
     datamodule = InMemoryData(data, config["batch_size"], config["eval_batch_size"], config["seed"])
+    picture = None if config["fast_dev_run"] else WiringPicture(module.network, data.input_shape)
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=config["ckpt"], weights_only=True)
@@ -128,7 +130,17 @@ def _train(
     }
     if trainer.is_global_zero:
         write_json(directory / "metrics.json", results)
+        if picture:
+            _draw_wiring(picture, directory / "wiring.png", loggers)
     return results
+
+
+def _draw_wiring(picture: WiringPicture, path: Path, loggers: list[Logger]) -> None:
+    image = picture.draw()
+    if image is not None:
+        with replacing(path) as temporary:
+            image.save(temporary, format="png")
+        log_picture(loggers, "wiring", path)
 
 
 def _build_trainer(config: Config, loggers: list[Logger], directory: Path, own: Sequence[Callback]) -> L.Trainer:

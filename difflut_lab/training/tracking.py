@@ -86,6 +86,13 @@ def wandb_logger(
     return logger
 
 
+def log_picture(loggers: Sequence[Logger], name: str, path: Path) -> None:
+    """Show a picture in the wandb run, if that is where the run is tracked."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(path)])
+
+
 def close_loggers() -> None:
     """End the wandb run, if one was started, so that the next job of a sweep starts its own."""
     if "wandb" in sys.modules:

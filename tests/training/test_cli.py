@@ -52,6 +52,8 @@ def test_a_run_tells_what_it_does_and_wandb_can_read_it_back(tmp_path):
     assert {"random_routing", "dwn", "digits"} <= set(about["tags"])
     assert summary["test/acc"] == pytest.approx(metrics["test/acc"])
     assert steps["val/*"] == "epoch"
+    assert steps["schedule/*"] == "epoch"
+    assert len(list((offline / "files" / "media" / "images").glob("wiring*.png"))) == 1
     evaluated = start(f"ckpt={tmp_path}/run/checkpoints/best.ckpt", script="scripts/evaluate.py")
     assert f"{100 * metrics['test/acc']:.2f} %" in evaluated.stdout
     assert f"{100 * metrics['test/acc_soft']:.2f} %" in evaluated.stdout

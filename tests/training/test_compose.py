@@ -94,6 +94,10 @@ BAD_INPUT = [
         ["trainer.precision=16-mixed", "layer_config.grad_stabilization=nodewise"],
         "trainer.precision=16-mixed scales the loss",
     ),
+    (
+        ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1", "optimizer=adam"],
+        "trainer.gradient_clip_val=1: with trainer.precision=bf16-mixed, a fused optimizer leaves no gradients",
+    ),
     (["layer.name=learnable_routing", "+layer.candidats=3"], "Unknown key 'layer.candidats'"),
     (["node.initializer=norml"], "Unknown initializer 'norml'"),
 ]

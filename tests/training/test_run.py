@@ -17,7 +17,7 @@ def metrics(directory):
 def test_a_run_leaves_its_whole_experiment_behind(train):
     directory = train("model.widths=[40,25]", "data.val_fraction=0.2")
     names = {path.name for path in directory.iterdir()}
-    assert names == {"config.yaml", "overrides.yaml", "metrics.json", "history.csv", "checkpoints"}
+    assert names == {"config.yaml", "overrides.yaml", "metrics.json", "history.csv", "wiring.png", "checkpoints"}
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     config = OmegaConf.load(directory / "config.yaml")
     assert config.model.widths == [40, 30], "the last width is rounded up to a multiple of the classes"

@@ -9,14 +9,13 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 # triton reads it at its import; TRITON_INTERPRET=0 runs the kernels on a GPU instead
 os.environ.setdefault("TRITON_INTERPRET", "1")
-# workers of pytest-xdist, one per core, would only get in each other's way with more threads
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-os.environ["OMP_NUM_THREADS"] = str(THREADS)
+# small networks gain nothing by a second thread, and lose much where another program has the core
+os.environ["OMP_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
 
-torch.set_num_threads(min(THREADS, torch.get_num_threads()))
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

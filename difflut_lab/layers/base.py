@@ -224,18 +224,18 @@ class BaseLUTLayer(nn.Module):
         self._flipped = True
         if not self.training:
             return None
-        # a forward's backward runs after later forwards may have counted on
-        step = self.flip_step.clone()
+        flips = None
+        if self.layer_config.flip_probability > 0 and not self.is_frozen:
+            flips = Flips(
+                probability=self.layer_config.flip_probability,
+                seed=self._flip_seed,
+                # a forward's backward runs after later forwards may have counted on
+                step=self.flip_step.clone(),
+                layer=self.layer_index,
+                sample_offset=_rank() * batch,
+            )
         self.flip_step += 1
-        if self.layer_config.flip_probability == 0 or self.is_frozen:
-            return None
-        return Flips(
-            probability=self.layer_config.flip_probability,
-            seed=self._flip_seed,
-            step=step,
-            layer=self.layer_index,
-            sample_offset=_rank() * batch,
-        )
+        return flips
 
     def _wiring(self) -> Wiring:
         """The wiring as ops take it."""

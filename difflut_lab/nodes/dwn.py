@@ -56,13 +56,10 @@ class DWNNodes(TableNodes):
     def relaxed_fused(self, x: Tensor, wiring: Wiring | None, flips: Flips | None) -> Tensor:
         if self.training:
             self._clamp()
-        weight = self.weight
-        # exactly 0 or 1, with the gradient of the weight
-        table = (weight >= 0).to(weight.dtype) + (weight - weight.detach())
         gradient = None
         if x.requires_grad and torch.is_grad_enabled():
-            gradient = efd_table(weight.detach(), self.alpha, self.beta)
-        return lookup(x, table, gradient, wiring, flips)
+            gradient = efd_table(self.weight.detach(), self.alpha, self.beta)
+        return lookup(x, self.weight, gradient, wiring, flips, binary=True)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, alpha={self.alpha:.4g}, beta={self.beta:.4g}"

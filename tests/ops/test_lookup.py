@@ -232,6 +232,28 @@ def test_saves_only_addresses_for_backward() -> None:
     assert [(tensor.dtype, tuple(tensor.shape)) for tensor in made] == [(torch.uint8, (50, 32))]
 
 
+@pytest.mark.parametrize("kernels", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_binary_gives_the_sign_and_the_gradient_of_the_entry(
+    monkeypatch: pytest.MonkeyPatch, kernels: str, dtype: torch.dtype
+) -> None:
+    monkeypatch.setenv("DIFFLUT_LAB_KERNELS", kernels)
+    wiring, weight, slope = bank(4, 30, dtype=torch.float32)
+    table = (weight.detach() - 0.5).to(dtype).requires_grad_()
+    x = torch.rand(37, 10, requires_grad=True)
+    y = lookup(x, table, slope, wiring, binary=True)
+    entries = lookup(x, table, slope, wiring)
+    assert torch.equal(y, (entries >= 0).to(y.dtype)) and 0 < y.mean() < 1
+    gradient = torch.randn(37, 30)
+    # a change of the table in place does not matter to the backward
+    with torch.no_grad():
+        table.clamp_(-0.1, 0.1)
+    for got, want in zip(
+        torch.autograd.grad(y, (x, table), gradient), torch.autograd.grad(entries, (x, table), gradient), strict=True
+    ):
+        assert torch.equal(got, want)
+
+
 def test_empty_batch() -> None:
     wiring, table, slope = bank(6, dtype=torch.float32)
     x = torch.rand(0, 10, requires_grad=True)
@@ -253,7 +275,7 @@ def test_opcheck(wired: bool, flipped: bool) -> None:
     address = OP(*arguments)[1]
     inverse = wires[2:]
     torch.library.opcheck(
-        BACKWARD, (torch.randn(9, 5), address, table.detach(), slope, *inverse, x.shape[1], True, not flipped)
+        BACKWARD, (torch.randn(9, 5), address, slope, *inverse, x.shape[1], 2**n, torch.float32, True, not flipped)
     )
 
 

@@ -27,10 +27,11 @@ def _lookup(
     seed: int,
     layer: int,
     sample_offset: int,
+    binary: bool = False,
 ) -> tuple[Tensor, Tensor]:
     n = fan_in(table)
     draw = None if step is None else Draw(step, threshold, seed, layer, sample_offset)
-    y, address = choose("lookup", n, table).forward(x, table, n, indices, padded, draw)
+    y, address = choose("lookup", n, table).forward(x, table, n, indices, padded, draw, binary)
     return y.to(output_dtype(x, table)).t(), address
 
 
@@ -48,6 +49,7 @@ def _(
     seed: int,
     layer: int,
     sample_offset: int,
+    binary: bool = False,
 ) -> tuple[Tensor, Tensor]:
     address = x.new_empty((table.shape[0], x.shape[0]), dtype=torch.uint8 if fan_in(table) <= 8 else torch.int16)
     return empty_batch_first(x, table.shape[0], output_dtype(x, table)), address
@@ -57,22 +59,24 @@ def _(
 def _lookup_backward(
     gradient: Tensor,
     address: Tensor,
-    table: Tensor,
     slope: Tensor | None,
     slots: Tensor | None,
     start: Tensor | None,
     num_inputs: int,
+    entries: int,
+    dtype: torch.dtype,
     want_x: bool,
     want_table: bool,
 ) -> tuple[Tensor, Tensor]:
     inverse = None if slots is None or start is None else (slots, start)
-    tensors = (gradient, table) if slope is None else (gradient, table, slope)
-    x_gradient, table_gradient = choose("lookup", fan_in(table), *tensors).backward(
-        gradient, address, table, slope, inverse, want_x, want_table
+    outputs = gradient.double() if dtype == torch.float64 else gradient
+    tensors = (outputs,) if slope is None else (outputs, slope)
+    x_gradient, table_gradient = choose("lookup", entries.bit_length() - 1, *tensors).backward(
+        outputs, address, entries, slope, inverse, want_x, want_table
     )
     return (
         gradient.new_empty(0) if x_gradient is None else x_gradient.to(gradient.dtype).t(),
-        table.new_empty(0) if table_gradient is None else table_gradient.to(table.dtype),
+        gradient.new_empty(0, dtype=dtype) if table_gradient is None else table_gradient.to(dtype),
     )
 
 
@@ -80,36 +84,37 @@ def _lookup_backward(
 def _(
     gradient: Tensor,
     address: Tensor,
-    table: Tensor,
     slope: Tensor | None,
     slots: Tensor | None,
     start: Tensor | None,
     num_inputs: int,
+    entries: int,
+    dtype: torch.dtype,
     want_x: bool,
     want_table: bool,
 ) -> tuple[Tensor, Tensor]:
     return (
         empty_batch_first(gradient, num_inputs, gradient.dtype) if want_x else gradient.new_empty(0),
-        table.new_empty(table.shape) if want_table else table.new_empty(0),
+        gradient.new_empty((address.shape[0], entries) if want_table else 0, dtype=dtype),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     x, table, slope, _, _, slots, start, *_ = inputs
-    ctx.num_inputs = x.shape[1]
+    ctx.num_inputs, ctx.entries, ctx.dtype = x.shape[1], table.shape[1], table.dtype
     ctx.has_slope = slope is not None
-    ctx.save_for_backward(output[1], table, slope, slots, start)
+    # the table's values are not needed: it may be changed in place before the backward
+    ctx.save_for_backward(output[1], slope, slots, start)
     ctx.set_materialize_grads(False)
 
 
 def _differentiate(ctx: Any, gradient: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     want_x, want_table = ctx.needs_input_grad[0] and ctx.has_slope, ctx.needs_input_grad[1]
-    nothing = (None,) * 10
+    nothing = (None,) * 11
     if gradient is None or not (want_x or want_table):
         return None, None, *nothing
-    address, table, slope, slots, start = ctx.saved_tensors
     x_gradient, table_gradient = _lookup_backward(
-        gradient, address, table, slope, slots, start, ctx.num_inputs, want_x, want_table
+        gradient, *ctx.saved_tensors, ctx.num_inputs, ctx.entries, ctx.dtype, want_x, want_table
     )
     return x_gradient if want_x else None, table_gradient if want_table else None, *nothing
 
@@ -123,6 +128,8 @@ def lookup(
     gradient: Tensor | None = None,
     wiring: Wiring | None = None,
     flips: Flips | None = None,
+    *,
+    binary: bool = False,
 ) -> Tensor:
     """Hard lookup: ``y = table[a]`` at the address ``a = sum_k [x_k >= 1/2] 2^k``.
 
@@ -144,6 +151,8 @@ def lookup(
     flips : Flips, optional
         Random flips of the routed bits. The gradient is taken at the flipped address and reaches x with factor +1.
         Slots that read a constant never flip.
+    binary : bool
+        Give ``[table[a] >= 0]``, 0 or 1; the gradient passes straight through the comparison.
 
     Returns
     -------
@@ -162,5 +171,5 @@ def lookup(
         raise ValueError(f"gradient: must have shape {wanted}, not {tuple(gradient.shape)}.")
     wants_inverse = gradient is not None and x.requires_grad and torch.is_grad_enabled()
     slope = gradient.detach() if gradient is not None else None
-    y, _ = _lookup(x, table, slope, *wiring_arguments(wiring, wants_inverse), *flip_arguments(flips))
+    y, _ = _lookup(x, table, slope, *wiring_arguments(wiring, wants_inverse), *flip_arguments(flips), binary)
     return y

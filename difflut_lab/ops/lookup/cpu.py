@@ -154,9 +154,10 @@ def threshold(begin, end, x, bits):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def evaluate(begin, end, fan, bits, table, routing, y, address, counter, shift, groups):  # type: ignore[no-untyped-def]
+def evaluate(begin, end, fan, bits, table, binary, routing, y, address, counter, shift, groups):  # type: ignore[no-untyped-def]
     """Entries ``y`` and their addresses, both ``(N, B)``, of a run of nodes, for padded rows ``bits (F, B)``."""
-    n, batch = len(fan), bits.shape[1]
+    n, batch, entries = len(fan), bits.shape[1], table.shape[1]
+    signs = np.empty(entries, np.float32)
     rows, zeros = carray(stack(fan), (n,)), np.zeros(batch, np.uint8)
     drawn, scratch = np.zeros((n, batch // 8), np.uint8), np.empty((n, groups + LANES), np.uint8)
     for j in range(begin, end):
@@ -165,7 +166,12 @@ def evaluate(begin, end, fan, bits, table, routing, y, address, counter, shift, 
             draw_node(drawn, scratch, shift, groups, j, routing, counter)
         out = address.ctypes.data + j * batch
         _address(fan, counter, rows.ctypes.data, drawn.ctypes.data, batch // 8, out, batch)
-        _entries(table.ctypes.data + 4 * j * table.shape[1], out, y.ctypes.data + 4 * j * batch, batch)
+        source = table.ctypes.data + 4 * j * entries
+        if binary:
+            for entry in range(entries):
+                signs[entry] = 1 if table[j, entry] >= 0 else 0
+            source = signs.ctypes.data
+        _entries(source, out, y.ctypes.data + 4 * j * batch, batch)
 
 
 @kernel
@@ -227,7 +233,13 @@ def restore(slots, start, routing):  # type: ignore[no-untyped-def]
 
 
 def forward(
-    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, draw: Draw | None
+    x: Tensor,
+    table: Tensor,
+    n: int,
+    indices: Tensor | None,
+    padded: bool,
+    draw: Draw | None,
+    binary: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See ``lookup``; returns the entries and their addresses, both ``(N, B)``."""
     num_nodes, batch = table.shape[0], x.shape[0]
@@ -243,6 +255,7 @@ def forward(
         (0,) * n,
         array(bits),
         array(table.float()),
+        binary,
         routing_array(indices, n),
         array(y),
         array(address),
@@ -256,18 +269,18 @@ def forward(
 def backward(
     gradient: Tensor,
     address: Tensor,
-    table: Tensor,
+    entries: int,
     slope: Tensor | None,
     inverse: tuple[Tensor, Tensor] | None,
     want_x: bool,
     want_table: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x, as ``(F, B)``, and of the table ``(N, K)``; None for one that is not wanted."""
+    """Gradients of x, as ``(F, B)``, and of the table ``(N, entries)``; None for one that is not wanted."""
     num_nodes, batch = address.shape
     outputs, addresses = padded_rows(gradient), padded_rows(address.t(), torch.uint8)
     x_gradient = table_gradient = None
     if want_table:
-        table_gradient = torch.empty(table.shape)
+        table_gradient = torch.empty(num_nodes, entries)
         run(differentiate_table, num_nodes, outputs.numel(), array(addresses), array(outputs), array(table_gradient))
     if want_x and slope is not None:
         n = slope.shape[1]

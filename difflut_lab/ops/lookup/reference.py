@@ -11,9 +11,17 @@ from difflut_lab.ops.wiring import gather_rows, sum_over_readers
 
 
 def forward(
-    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, draw: Draw | None
+    x: Tensor,
+    table: Tensor,
+    n: int,
+    indices: Tensor | None,
+    padded: bool,
+    draw: Draw | None,
+    binary: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See ``lookup``; returns the entries and their addresses (uint8 up to n = 8, else int16), both ``(N, B)``."""
+    if binary:
+        table = (table >= 0).to(table.dtype)
     bits = feature_major((x >= 0.5).view(torch.uint8))
     num_nodes, batch = table.shape[0], x.shape[0]
     packed, sample_offset = None, 0
@@ -37,23 +45,23 @@ def forward(
 def backward(
     gradient: Tensor,
     address: Tensor,
-    table: Tensor,
+    entries: int,
     slope: Tensor | None,
     inverse: tuple[Tensor, Tensor] | None,
     want_x: bool,
     want_table: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x, as ``(F, B)``, and of the table ``(N, K)``; None for one that is not wanted.
+    """Gradients of x, as ``(F, B)``, and of the table ``(N, entries)``; None for one that is not wanted.
 
     ``slope`` is the input gradient as a table, ``(N, n, K)``.
     """
-    dtype = compute_dtype(gradient, table)
+    dtype = compute_dtype(gradient)
     outputs = feature_major(gradient.to(dtype))
     num_nodes, batch = address.shape
     table_gradient = None
     if want_table:
         add = _add_scattered if address.device.type == "cpu" else _add_sorted
-        table_gradient = add(address, outputs, table.shape[1])
+        table_gradient = add(address, outputs, entries)
     if not want_x or slope is None:
         return None, table_gradient
     slope = slope.to(dtype)

@@ -123,7 +123,7 @@ def _differentiate_inputs(
 def _differentiate_table(
     gradient,
     address,
-    out,
+    table_gradient,
     n: tl.constexpr,
     num_nodes,
     batch,
@@ -132,7 +132,7 @@ def _differentiate_table(
     NODES: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Gradient of the table, ``out (N, K)``: a program has 2^TILED entries of its nodes and goes through the batch."""
+    """``table_gradient (N, K)``: a program has 2^TILED entries of its nodes and goes through the batch."""
     node = nodes_of(NODES)
     tile = tl.program_id(1) << TILED
     zero = tl.zeros([NODES, 1, GROUPS * 8], tl.float32)
@@ -151,7 +151,7 @@ def _differentiate_table(
         sums = added
     at = node.to(tl.int64) * (1 << n) + tile
     for a in tl.static_range(1 << TILED):
-        tl.store(out + at + a, sum_samples(sums[a], NODES), mask=node < num_nodes)
+        tl.store(table_gradient + at + a, sum_samples(sums[a], NODES), mask=node < num_nodes)
 
 
 evaluate = kernel(_evaluate)
@@ -160,7 +160,13 @@ differentiate_table = kernel(_differentiate_table, ACCUMULATE)
 
 
 def forward(
-    x: Tensor, table: Tensor, n: int, indices: Tensor | None, padded: bool, draw: Draw | None
+    x: Tensor,
+    table: Tensor,
+    n: int,
+    indices: Tensor | None,
+    padded: bool,
+    draw: Draw | None,
+    binary: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See ``lookup``; returns the entries and their addresses, both ``(N, B)``."""
     num_nodes, batch = table.shape[0], x.shape[0]
@@ -172,7 +178,7 @@ def forward(
     with device_of(x):
         evaluate[grid(num_nodes, batch + shift)](
             feature_major(x if x.dtype.is_floating_point else (x >= 0.5).view(torch.uint8)),
-            table.contiguous(),
+            (table >= 0).to(table.dtype) if binary else table.contiguous(),
             indices,
             y,
             address,
@@ -190,29 +196,29 @@ def forward(
 def backward(
     gradient: Tensor,
     address: Tensor,
-    table: Tensor,
+    entries: int,
     slope: Tensor | None,
     inverse: tuple[Tensor, Tensor] | None,
     want_x: bool,
     want_table: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x, as ``(F, B)``, and of the table ``(N, K)``; None for one that is not wanted.
+    """Gradients of x, as ``(F, B)``, and of the table ``(N, entries)``; None for one that is not wanted.
 
     ``slope`` is the input gradient as a table, ``(N, n, K)``.
     """
     num_nodes, batch = address.shape
-    n = table.shape[1].bit_length() - 1
+    n = entries.bit_length() - 1
     want_x = want_x and slope is not None
     count = num_nodes * n if inverse is None else inverse[1].shape[0] - 1
     if num_nodes * batch == 0:
         x_gradient = gradient.new_zeros((count, batch)) if want_x else None
-        return x_gradient, torch.zeros_like(table) if want_table else None
+        return x_gradient, gradient.new_zeros((num_nodes, entries), dtype=torch.float32) if want_table else None
     outputs = feature_major(gradient)
     size = bucket(batch)
     x_gradient = table_gradient = None
     with device_of(gradient):
         if want_table:
-            table_gradient = torch.empty(table.shape, dtype=torch.float32, device=table.device)
+            table_gradient = gradient.new_empty((num_nodes, entries), dtype=torch.float32)
             tiled = min(n, TILE.bit_length() - 1)
             differentiate_table[lambda meta: (triton.cdiv(num_nodes, meta["NODES"]), 1 << n - tiled)](
                 outputs, address, table_gradient, n, num_nodes, batch, size, TILED=tiled

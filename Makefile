@@ -45,7 +45,7 @@ format: $(STAMP) ## format the code and correct what can be corrected
 	@"$(VENV)/bin/ruff" check --fix
 	@"$(VENV)/bin/ruff" format
 
-bench: $(STAMP) ## measure the ops and whole training steps; sizes: make bench ARGS="--batch 32 128 --fan-in 2 6"
+bench: $(STAMP) ## measure ops, layers and training steps in 10 minutes; less: make bench ARGS="--quick"
 	@"$(VENV)/bin/python" scripts/benchmark.py $(ARGS)
 
 clean: ## remove caches and built packages; outputs/ and .venv stay

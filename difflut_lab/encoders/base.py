@@ -1,10 +1,13 @@
 """What encoders have in common.
 
-Shape letters: S training samples, B batch, F features, T thresholds (bits) per feature.
+Shape letters: S training samples, B batch, F features, T bits per feature, R rows (features, channels or 1: how many
+sets of fitted values there are).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from difflut_lab.errors import ConfigError, DataError
 from difflut_lab.schema import PositiveInt
 
-Scope = Literal["feature", "global"]
+Scope = Literal["feature", "channel", "global"]
 
 
 class Encoder(nn.Module):
@@ -55,56 +58,78 @@ class Encoder(nn.Module):
         return flat
 
 
-class ThresholdEncoder(Encoder):
-    """An encoder that compares every feature with thresholds: a bit is 1 where x > threshold.
+class FittedEncoder(Encoder):
+    """An encoder whose bits depend on values fitted to the training data, per feature, per channel or for all.
 
-    A subclass supplies ``find_thresholds``.
+    A subclass registers buffers, filled with NaN, of R = ``rows`` rows, and supplies ``fit_rows``, which fills them,
+    and ``encode``.
 
     Parameters
     ----------
     input_size : int
         F.
     bits : int
-        T, thresholds per feature.
+        T.
     scope : str
-        ``"feature"``: thresholds of its own for every feature; ``"global"``: the same for all.
+        ``"feature"``: fitted values of its own for every feature; ``"channel"``: for every channel, the first
+        dimension of a sample (a feature, where a sample has one dimension); ``"global"``: the same for all.
+    input_shape : sequence of int, optional
+        Shape of a sample; ``"channel"`` needs it.
 
-    Attributes
-    ----------
-    thresholds : Tensor
-        ``(F, T)``, or ``(1, T)`` where they are the same for all; a buffer, NaN until fitted or loaded.
+    Raises
+    ------
+    ConfigError
+        If the scope is unknown, or it is ``"channel"`` and the shape unknown or of another size.
     """
 
-    thresholds: Tensor
-
-    def __init__(self, input_size: int, bits: PositiveInt = 3, scope: Scope = "feature") -> None:
+    def __init__(
+        self, input_size: int, bits: int, scope: Scope = "feature", input_shape: Sequence[int] | None = None
+    ) -> None:
         super().__init__(input_size, bits)
-        if scope not in ("feature", "global"):
-            raise ConfigError(f"scope={scope}: must be one of feature, global.")
+        if scope not in ("feature", "channel", "global"):
+            raise ConfigError(f"scope={scope}: must be one of feature, channel, global.")
+        if input_shape is not None and math.prod(input_shape) != input_size:
+            raise ConfigError(f"input_shape={tuple(input_shape)}: has not input_size={input_size} values.")
         self.scope = scope
-        rows = input_size if scope == "feature" else 1
-        self.register_buffer("thresholds", torch.full((rows, bits), torch.nan))
+        if scope == "channel":
+            if not input_shape:
+                raise ConfigError("scope=channel: needs input_shape, the shape of a sample, such as (3, 32, 32).")
+            self.rows = input_shape[0]
+        else:
+            self.rows = input_size if scope == "feature" else 1
         self._fitted = False
         self.register_load_state_dict_post_hook(_note_loaded)
 
-    def find_thresholds(self, columns: Tensor) -> Tensor:
-        """Thresholds of the values of each feature.
+    def fit_rows(self, rows: Tensor) -> None:
+        """Fill the buffers.
 
         Parameters
         ----------
-        columns : Tensor
-            Values, feature by feature, ``(F, S)``; all of them as one row ``(1, S * F)`` where the scope is global.
+        rows : Tensor
+            The training data, finite: the values of each feature, channel or of all, ``(R, S * F / R)``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must supply fit_rows(rows)")
+
+    def encode(self, x: Tensor, bits: Tensor) -> Tensor:
+        """Write the bits.
+
+        Parameters
+        ----------
+        x : Tensor
+            Features, feature-major, ``(R, F / R, 1, B)``, contiguous.
+        bits : Tensor
+            To be filled with zeros and ones, ``(R, F / R, T, B)``, contiguous, of a floating type.
 
         Returns
         -------
         Tensor
-            ``(F, T)``, ascending.
+            ``bits``, or a tensor like it that carries gradients.
         """
-        raise NotImplementedError(f"{type(self).__name__} must supply find_thresholds(columns)")
+        raise NotImplementedError(f"{type(self).__name__} must supply encode(x, bits)")
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Fit the thresholds to the training data.
+        """Fit to the training data.
 
         Parameters
         ----------
@@ -124,17 +149,19 @@ class ThresholdEncoder(Encoder):
             raise DataError(
                 f"{type(self).__name__}: the training data has NaN or infinite values, the first in feature {feature}."
             )
-        columns = flat.t() if self.scope == "feature" else flat.reshape(1, -1)
-        self.thresholds.copy_(self.find_thresholds(columns))
+        # a view, unless the scope is channel and there are several
+        self.fit_rows(flat.reshape(len(flat), self.rows, -1).transpose(0, 1).reshape(self.rows, -1))
         self._fitted = True
 
     def forward(self, x: Tensor) -> Tensor:
         """Bits ``(B, F * T)`` of features ``(B, *shape)``, a transposed view, in x's floating dtype.
 
+        NaN gives the bits of the least value.
+
         Raises
         ------
         RuntimeError
-            If the thresholds were neither fitted nor loaded.
+            If nothing was fitted or loaded.
         """
         if not self._fitted:
             raise RuntimeError(
@@ -142,17 +169,71 @@ class ThresholdEncoder(Encoder):
             )
         flat = self._flat(x.detach())
         dtype = x.dtype if x.is_floating_point() else torch.get_default_dtype()
+        shape = (self.rows, self.input_size // self.rows)
         # the batch is contiguous from here on
-        columns = flat.t().contiguous().unsqueeze(1)
-        bits = torch.empty(self.input_size, self.bits_per_feature, len(flat), dtype=dtype, device=x.device)
-        torch.gt(columns, self.thresholds.unsqueeze(2), out=bits)
-        return bits.view(self.output_size, len(flat)).t()
+        columns = flat.t().contiguous().view(*shape, 1, len(flat))
+        bits = torch.empty(*shape, self.bits_per_feature, len(flat), dtype=dtype, device=x.device)
+        return self.encode(columns, bits).view(self.output_size, len(flat)).t()
 
     def extra_repr(self) -> str:
         state = "" if self._fitted else ", not fitted"
         return f"input_size={self.input_size}, bits={self.bits_per_feature}, scope={self.scope}{state}"
 
 
-def _note_loaded(encoder: ThresholdEncoder, incompatible_keys: Any) -> None:
+class ThresholdEncoder(FittedEncoder):
+    """An encoder that compares every feature with thresholds: a bit is 1 where x > threshold.
+
+    A subclass supplies ``find_thresholds``.
+
+    Parameters
+    ----------
+    input_size : int
+        F.
+    bits : int
+        T, thresholds per feature.
+    scope, input_shape
+        As of ``FittedEncoder``.
+
+    Attributes
+    ----------
+    thresholds : Tensor
+        ``(R, T)``, ascending; a buffer, NaN until fitted or loaded.
+    """
+
+    thresholds: Tensor
+
+    def __init__(
+        self,
+        input_size: int,
+        bits: PositiveInt = 3,
+        scope: Scope = "feature",
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(input_size, bits, scope, input_shape)
+        self.register_buffer("thresholds", torch.full((self.rows, bits), torch.nan))
+
+    def find_thresholds(self, columns: Tensor) -> Tensor:
+        """Thresholds of the values of each row.
+
+        Parameters
+        ----------
+        columns : Tensor
+            The values of each feature, channel or of all, ``(R, S * F / R)``.
+
+        Returns
+        -------
+        Tensor
+            ``(R, T)``, ascending.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must supply find_thresholds(columns)")
+
+    def fit_rows(self, rows: Tensor) -> None:
+        self.thresholds.copy_(self.find_thresholds(rows))
+
+    def encode(self, x: Tensor, bits: Tensor) -> Tensor:
+        return torch.gt(x, self.thresholds[:, None, :, None], out=bits)
+
+
+def _note_loaded(encoder: FittedEncoder, incompatible_keys: Any) -> None:
     del incompatible_keys
-    encoder._fitted = not bool(torch.isnan(encoder.thresholds).any())
+    encoder._fitted = not any(bool(torch.isnan(buffer).any()) for buffer in encoder.buffers())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,11 +23,20 @@ class Thermometer(ThresholdEncoder):
     bits : int
         T, thresholds per feature.
     scope : str
-        ``"feature"`` or ``"global"``.
+        ``"feature"``, ``"channel"`` or ``"global"``: what has thresholds of its own.
+    input_shape : sequence of int, optional
+        Shape of a sample, for ``"channel"``.
     """
 
-    def __init__(self, input_size: int, *, bits: PositiveInt = 3, scope: Scope = "feature") -> None:
-        super().__init__(input_size, bits, scope)
+    def __init__(
+        self,
+        input_size: int,
+        *,
+        bits: PositiveInt = 3,
+        scope: Scope = "feature",
+        input_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(input_size, bits, scope, input_shape)
 
     def find_thresholds(self, columns: Tensor) -> Tensor:
         columns = columns.to(self.thresholds.dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,9 @@ class GroupSum(nn.Module):
         C.
     tau : float
         Temperature of the scores.
+    learnable_tau : bool
+        Whether the temperature is trained, from tau on. What is trained is its logarithm, ``log_tau``, so that it
+        stays positive; no schedule can move it then.
 
     Raises
     ------
@@ -30,7 +35,11 @@ class GroupSum(nn.Module):
         If input_size is not a multiple of num_classes.
     """
 
-    def __init__(self, input_size: int, num_classes: int, *, tau: PositiveFloat = 1.0) -> None:
+    SCHEDULABLE: tuple[str, ...] = ("tau",)
+
+    def __init__(
+        self, input_size: int, num_classes: int, *, tau: PositiveFloat = 1.0, learnable_tau: bool = False
+    ) -> None:
         super().__init__()
         schema.validate(GroupSum, {"tau": tau}, "head", REGISTRY.provided("head"))
         if num_classes < 1 or input_size < 1 or input_size % num_classes:
@@ -41,6 +50,10 @@ class GroupSum(nn.Module):
         self.input_size = input_size
         self.num_classes = num_classes
         self.tau = tau
+        self.learnable_tau = learnable_tau
+        if learnable_tau:
+            self.log_tau = nn.Parameter(torch.tensor(math.log(tau)))
+            self.SCHEDULABLE = ()
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(B, C)`` of bits ``(B, N)``.
@@ -55,7 +68,8 @@ class GroupSum(nn.Module):
         # bfloat16 holds no count above 256
         dtype = torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.get_default_dtype()
         groups = x.t().reshape(self.num_classes, self.input_size // self.num_classes, len(x))
-        return groups.sum(dim=1, dtype=dtype).t() / self.tau
+        return groups.sum(dim=1, dtype=dtype).t() / (self.log_tau.exp() if self.learnable_tau else self.tau)
 
     def extra_repr(self) -> str:
-        return f"input_size={self.input_size}, num_classes={self.num_classes}, tau={self.tau}"
+        tau = f"{self.log_tau.exp().item():.4g} (learnable)" if self.learnable_tau else self.tau
+        return f"input_size={self.input_size}, num_classes={self.num_classes}, tau={tau}"

@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from difflut_lab import schema
+from difflut_lab.encoders import build_encoder
 from difflut_lab.errors import ConfigError
+from difflut_lab.heads import build_head
 from difflut_lab.layers import BaseLUTLayer, LayerConfig
 from difflut_lab.models.base import Model
 from difflut_lab.registry import REGISTRY, register_model
@@ -63,7 +65,7 @@ class LUTMLP(Model):
         super().__init__()
         groups = {"layer": layer, "node": node, "layer_config": layer_config or {}}
         widths = self.resolve({"widths": widths, "per_layer": per_layer}, groups, num_classes)["widths"]
-        self.encoder = REGISTRY.build("encoder", encoder, input_size=math.prod(input_shape))
+        self.encoder = build_encoder(encoder, input_shape)
         size = self.encoder.output_size
         layers = []
         for index, (width, spec) in enumerate(zip(widths, _plan(widths, per_layer, groups), strict=True)):
@@ -72,7 +74,7 @@ class LUTMLP(Model):
             layers[-1].layer_index = index
             size = width
         self.layers = nn.Sequential(*layers)
-        self.head = REGISTRY.build("head", head, input_size=size, num_classes=num_classes)
+        self.head = build_head(head, size, num_classes, derive_seed(seed, "head"))
 
     @classmethod
     def resolve(

@@ -75,7 +75,7 @@ class Logarithmic(LevelEncoder):
         # compared with powers of the base, not by a logarithm, which every machine rounds in its own way
         rest = ((x - low) / distance).mul_(self.base**self.num_levels)
         level, above = torch.zeros_like(rest), torch.empty_like(rest)
-        # bit by bit, the greatest first; masks are numbers, because bool ones and torch.where take several times as long
+        # bit by bit, the greatest first; masks are numbers: bool ones and torch.where take several times as long
         for bit in reversed(range(self.bits_per_feature)):
             power = self.base ** (1 << bit)
             torch.gt(rest, power, out=above)

@@ -2,34 +2,48 @@
 
 ``python scripts/compile_kernels.py [--fan-in 2 6 8] [--targets sm_80 sm_90 gfx942] [--kernels interpolate.evaluate]``
 
-Of each kernel the block with the most samples per thread is compiled, with flips. The exit status is 1 if registers are
-spilled. With ``--write`` the table replaces the one in ``docs/kernels.md``, beside an estimate of the limits.
+Of each kernel the block with the most samples per thread is compiled, for every kind of launch: float32 and bfloat16,
+with and without flips, inputs routed already, batches of odd sizes. Nothing comes from Triton's cache. The exit status
+is 1 if registers are spilled. With ``--write`` the tables replace those in ``docs/kernels.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
+import multiprocessing
 import os
 import sys
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Column, Table
 
 TARGETS = ["sm_80", "sm_90", "gfx942"]
-KERNELS = [
-    "interpolate.evaluate",
-    "interpolate.differentiate_inputs",
-    "interpolate.sum_inputs",
-    "interpolate.differentiate_table",
-    "lookup.evaluate",
-    "lookup.differentiate_inputs",
-    "lookup.differentiate_table",
-]
+# and what makes another kernel of each
+KERNELS = {
+    "interpolate.evaluate": ("flips", "routed"),
+    "interpolate.differentiate_inputs": ("flips", "routed"),
+    "interpolate.sum_inputs": (),
+    "interpolate.differentiate_table": ("flips", "routed"),
+    "lookup.evaluate": ("flips", "routed"),
+    "lookup.differentiate_inputs": ("routed",),
+    "lookup.differentiate_table": (),
+}
+LAUNCHES: dict[str, dict[str, Any]] = {
+    "fp32": {"flips": False},
+    "fp32 flips": {},
+    "bf16": {"dtype": "bf16", "flips": False},
+    "bf16 flips": {"dtype": "bf16"},
+    "routed": {"wired": False},
+    "odd": {"odd": True},
+}
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
 
 # of an H100 SXM, from its data sheet: bytes and fused multiply-adds per second
@@ -45,6 +59,7 @@ class Row(NamedTuple):
 
     kernel: str
     n: int
+    launch: str
     target: str
     samples: int
     warps: int
@@ -56,42 +71,64 @@ class Row(NamedTuple):
 def main() -> None:
     """Compile, print, and fail if anything is spilled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fan-in", type=int, nargs="+", default=[2, 6, 8])
+    parser.add_argument("--fan-in", type=int, nargs="+", default=[2, 4, 6, 8])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of inputs and outputs")
+    parser.add_argument("--launches", nargs="+", choices=LAUNCHES, default=list(LAUNCHES))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.parent.name}/{PAGE.name}")
     arguments = parser.parse_args()
     # read by triton at its import: an interpreter compiles nothing
     os.environ["TRITON_INTERPRET"] = "0"
-    rows = []
-    for n in arguments.fan_in:
-        for kernel in arguments.kernels:
-            for target in arguments.targets:
-                begin = time.perf_counter()
-                rows.append(measure(kernel, target, n, arguments.dtype))
-                print(f"{kernel} n={n} {target}: {time.perf_counter() - begin:.1f} s", file=sys.stderr)
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        # the longest first, so that no process is left with them alone
+        tasks = [
+            (kernel, n, launch, target)
+            for n in sorted(arguments.fan_in, reverse=True)
+            for kernel, launch in itertools.product(arguments.kernels, arguments.launches)
+            if differs(kernel, launch)
+            for target in arguments.targets
+        ]
+        with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+            rows = list(pool.map(measure, *zip(*tasks, strict=True)))
     show(rows)
+    print(f"{len(rows)} kernels in {time.perf_counter() - begin:.0f} s")
     if arguments.write:
         write({"resources": resources(rows), "limits": limits(arguments.fan_in)})
     spilled = [row for row in rows if row.spilled]
     if spilled:
-        sys.exit("spilled registers: " + ", ".join(f"{row.kernel} n={row.n} {row.target}" for row in spilled))
+        found = (f"{row.kernel} n={row.n} {row.launch} {row.target}: {row.spilled} bytes" for row in spilled)
+        sys.exit("spilled registers: " + ", ".join(found))
 
 
-def measure(kernel: str, target: str, n: int, dtype: str) -> Row:
+def differs(kernel: str, launch: str) -> bool:
+    """Whether a kernel is compiled for a kind of launch, or one for another kind is the same."""
+    return all(word in KERNELS[kernel] for word in ("flips", "routed") if word in launch)
+
+
+def measure(kernel: str, n: int, launch: str, target: str) -> Row:
     """Compile one kernel for one target."""
-    from difflut_lab.ops.kernel.triton import compile_ahead
+    from difflut_lab.ops.kernel.triton import Launch, compile_ahead
 
     op, _, name = kernel.partition(".")
     tuned = getattr(importlib.import_module(f"difflut_lab.ops.{op}.triton"), name)
-    return Row(kernel, n, target, *compile_ahead(tuned, target, n, dtype))
+    return Row(kernel, n, launch, target, *compile_ahead(tuned, target, n, Launch(**LAUNCHES[launch])))
 
 
 def show(rows: list[Row]) -> None:
     """Print a table."""
     table = Table(
-        Column("kernel", no_wrap=True), "n", "target", "samples", "warps", "registers", "spilled", "shared bytes"
+        Column("kernel", no_wrap=True),
+        "n",
+        "launch",
+        "target",
+        "samples",
+        "warps",
+        "registers",
+        "spilled",
+        "shared bytes",
     )
     for row in rows:
         table.add_row(*map(str, row))

@@ -164,7 +164,7 @@ def _differentiate_inputs(
     table,
     indices,
     packed,
-    out,
+    slot_gradient,
     n: tl.constexpr,
     num_nodes,
     batch,
@@ -174,7 +174,7 @@ def _differentiate_inputs(
     NODES: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Gradients of the slots, ``out (N * n, B)``; 0 where x is outside of [0, 1] and routed already."""
+    """Gradients of the slots, ``slot_gradient (N * n, B)``; 0 where x is outside of [0, 1] and routed already."""
     node = nodes_of(NODES)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)[None, :, None]
     sample, inside = samples_of(group, node, batch, num_nodes, SHIFT)
@@ -211,7 +211,7 @@ def _differentiate_inputs(
         if indices is None:
             value = tl.where(within[k], value, 0.0)
         at = (node * n + k).to(tl.int64) * batch + sample
-        tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+        tl.store(slot_gradient + at, value.to(slot_gradient.dtype.element_ty), mask=inside)
 
 
 def _differentiate_table(
@@ -219,7 +219,7 @@ def _differentiate_table(
     x,
     indices,
     packed,
-    out,
+    table_gradient,
     n: tl.constexpr,
     num_nodes,
     batch,
@@ -230,7 +230,7 @@ def _differentiate_table(
     NODES: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Gradient of the table, ``out (N, K)``: a program has 2^TILED entries of its nodes and goes through the batch."""
+    """``table_gradient (N, K)``: a program has 2^TILED entries of its nodes and goes through the batch."""
     node = nodes_of(NODES)
     tile = tl.program_id(1)
     half: tl.constexpr = TILED // 2
@@ -260,10 +260,10 @@ def _differentiate_table(
         sums = added
     at = node.to(tl.int64) * (1 << n) + (tile << TILED)
     for a in tl.static_range(1 << TILED):
-        tl.store(out + at + a, sum_samples(sums[a], NODES), mask=node < num_nodes)
+        tl.store(table_gradient + at + a, sum_samples(sums[a], NODES), mask=node < num_nodes)
 
 
-evaluate = kernel(_evaluate, values=32)
+evaluate = kernel(_evaluate, values=32, terms=256)
 differentiate_inputs = kernel(_differentiate_inputs, values=16)
 differentiate_table = kernel(_differentiate_table, ACCUMULATE)
 sum_inputs = kernel(sum_over_readers)

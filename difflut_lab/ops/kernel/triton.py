@@ -42,17 +42,27 @@ LENGTHS = ("num_nodes", "batch")
 POINTERS = {
     **dict.fromkeys(("indices", "slots", "start"), "*i32"),
     **dict.fromkeys(("packed", "address"), "*u8"),
-    **dict.fromkeys(("table", "slope", "slot_gradient"), "*fp32"),
+    **dict.fromkeys(("table", "slope", "slot_gradient", "table_gradient"), "*fp32"),
     "step": "*i64",
 }
+# pointers that are None without flips, and where inputs are routed already
+FLIPPED = ("packed", "step")
+WIRED = ("indices", "slots", "start")
+
+UNLIMITED = 1 << 31
 
 # (groups, warps) to try
-EVALUATE = ((4, 1), (8, 1), (16, 1), (32, 1), (32, 4))
+EVALUATE = ((4, 1), (8, 1), (16, 1), (32, 1), (16, 4), (32, 4))
 # with the accumulators of a tile in every thread: few samples per thread, few warps to sum up over
 ACCUMULATE = ((4, 1), (8, 2))
 
 
-def kernel(function: Callable[..., None], shapes: Sequence[tuple[int, int]] = EVALUATE, values: int = 1 << 12) -> Any:
+def kernel(
+    function: Callable[..., None],
+    shapes: Sequence[tuple[int, int]] = EVALUATE,
+    values: int = UNLIMITED,
+    terms: int = UNLIMITED,
+) -> Any:
     """Compile a kernel; choose its block by trial, once for each fan-in and size, and remember the choice on disk.
 
     Parameters
@@ -64,28 +74,33 @@ def kernel(function: Callable[..., None], shapes: Sequence[tuple[int, int]] = EV
     values : int
         How many products of half the inputs a thread has room for, over all its samples: larger blocks would spill. By
         default there are none.
+    terms : int
+        How many entries a thread uses, once for each of its samples: of more the compiler loads too many ahead.
     """
     configs = [triton.Config({"NODES": 1, "GROUPS": groups}, num_warps=warps) for groups, warps in shapes]
     if knobs.runtime.interpret:
         configs = [triton.Config(INTERPRETED)]
 
     def prune(configs: list[Any], arguments: dict[str, Any], **constants: Any) -> list[Any]:
-        fitting = [config for config in configs if fits(config, arguments["n"], values)]
-        return fitting or configs[:1]
+        return fitting(configs, arguments["n"], (values, terms), 64 if torch.version.hip else 32)
 
     compiled = triton.jit(function, do_not_specialize=[name for name in COUNTERS if name in _names(function)])
     choose = triton.autotune(
         configs, key=["n", "num_nodes", "bucket"], prune_configs_by={"early_config_prune": prune}, cache_results=True
     )
     tuned = choose(compiled)
-    tuned.values = values
+    tuned.limits = (values, terms)
     return tuned
 
 
-def fits(config: Any, n: int, values: int) -> bool:
-    """Whether the products of half of n inputs stay in registers; a warp has 32 threads or more."""
-    samples = config.kwargs["GROUPS"] * 8 // (32 * config.num_warps)
-    return samples << (n + 1) // 2 <= values
+def fitting(configs: Sequence[Any], n: int, limits: tuple[int, int], threads: int) -> list[Any]:
+    """The blocks whose values and terms a thread has room for, ``threads`` to a warp; the first if there are none."""
+    found = []
+    for config in configs:
+        samples = -(-config.kwargs["GROUPS"] * 8 // (threads * config.num_warps))
+        if samples << (n + 1) // 2 <= limits[0] and samples << n <= limits[1]:
+            found.append(config)
+    return found or list(configs[:1])
 
 
 class Use(NamedTuple):
@@ -105,19 +120,35 @@ class Use(NamedTuple):
     # bytes of shared memory
 
 
-def compile_ahead(tuned: Any, target: str, n: int, dtype: str) -> Use:
+class Launch(NamedTuple):
+    """What a kernel is compiled for anew, beside its fan-in and the GPU."""
+
+    dtype: str = "fp32"
+    # of inputs, outputs and gradients, as Triton writes it
+
+    flips: bool = True
+    # whether there are any
+
+    wired: bool = True
+    # False where the inputs are routed already
+
+    odd: bool = False
+    # the batch begins within a group and is no multiple of 16, and slots read constants
+
+
+def compile_ahead(tuned: Any, target: str, n: int, launch: Launch) -> Use:
     """Compile a kernel for a GPU that need not be there, and say what it uses.
 
     Parameters
     ----------
     tuned : kernel
-        As ``kernel`` returns it. The block with the most samples per thread is compiled, with flips.
+        As ``kernel`` returns it. The block with the most samples per thread is compiled: the others need less.
     target : str
         ``"sm_90"`` or another of NVIDIA's, ``"gfx942"`` or another of AMD's.
     n : int
         Inputs per node.
-    dtype : str
-        Of inputs and outputs, as Triton writes it: ``"fp32"``, ``"bf16"``.
+    launch : Launch
+        What it is compiled for.
 
     Raises
     ------
@@ -126,9 +157,12 @@ def compile_ahead(tuned: Any, target: str, n: int, dtype: str) -> Use:
     """
     if knobs.runtime.interpret:
         raise RuntimeError("Triton's interpreter is on, and nothing is compiled: set TRITON_INTERPRET=0.")
-    fitting = [config for config in tuned.configs if fits(config, n, tuned.values)] or tuned.configs[:1]
-    config = max(fitting, key=lambda config: config.kwargs["GROUPS"] / config.num_warps)
-    constants = {"n": n, "SHIFT": 0, "PADDED": False, "TILED": min(n, TILE.bit_length() - 1), **config.kwargs}
+    gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
+    configs = fitting(tuned.configs, n, tuned.limits, gpu.warp_size)
+    config = max(configs, key=lambda config: config.kwargs["GROUPS"] / config.num_warps)
+    constants = {"n": n, "TILED": min(n, TILE.bit_length() - 1), **config.kwargs}
+    constants |= {"SHIFT": 5 if launch.odd and launch.flips else 0, "PADDED": launch.odd and launch.wired}
+    constants |= dict.fromkeys(() if launch.flips else FLIPPED) | dict.fromkeys(() if launch.wired else WIRED)
     signature, folded, hints = {}, {}, {}
     for index, name in enumerate(tuned.fn.arg_names):
         # as a launch would: pointers, and lengths of rows in most networks, are multiples of 16
@@ -136,10 +170,12 @@ def compile_ahead(tuned: Any, target: str, n: int, dtype: str) -> Use:
             signature[name], folded[name] = "constexpr", constants[name]
             continue
         integer = name in COUNTERS or name in LENGTHS
-        signature[name] = "i32" if integer else POINTERS.get(name, f"*{dtype}")
-        if name not in COUNTERS:
+        signature[name] = "i32" if integer else POINTERS.get(name, f"*{launch.dtype}")
+        if name == "slot_gradient" and not launch.wired:
+            # not summed over readers, but returned as it is
+            signature[name] = f"*{launch.dtype}"
+        if name not in COUNTERS and not (integer and launch.odd):
             hints[(index,)] = [["tt.divisibility", 16]]
-    gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
     source = ASTSource(tuned.fn, signature, folded, hints)
     compiled = triton.compile(source, target=gpu, options={"num_warps": config.num_warps})
     registers, spilled = (

@@ -134,7 +134,7 @@ def test_route_chooses_as_argmax_does(count: int) -> None:
 @pytest.mark.parametrize("op", ["interpolate", "lookup"])
 def test_in_blocks_of_the_batch_and_runs_of_nodes(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_module(f"difflut_lab.ops.{op}.cpu"), "block_width", lambda length: 32)
-    monkeypatch.setattr(import_module("difflut_lab.ops.kernel.cpu"), "SHARE", 1)
+    monkeypatch.setattr(import_module("difflut_lab.ops.threads.cpu"), "SHARE", 1)
     case = draw_case(6, 1000, 127, 60, wired=True, flipped=True)
     for got, want in zip(
         evaluate(op, "cpu", torch.float32, case), evaluate(op, "reference", torch.float64, case), strict=True
@@ -144,7 +144,7 @@ def test_in_blocks_of_the_batch_and_runs_of_nodes(op: str, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("op", ["interpolate", "lookup"])
 def test_threads_change_nothing(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("difflut_lab.ops.kernel.cpu"), "SHARE", 1)
+    monkeypatch.setattr(import_module("difflut_lab.ops.threads.cpu"), "SHARE", 1)
     case = draw_case(6, 77, 300, 40, wired=True, flipped=True)
     threads = torch.get_num_threads()
     results = []
@@ -333,24 +333,24 @@ def test_works_where_nothing_can_be_kept(monkeypatch: pytest.MonkeyPatch, caplog
 
     out = torch.zeros(9)
     for _ in range(2):
-        shared.run(shared.kernel(fill), 9, 0, out.numpy())
+        import_module("difflut_lab.ops.threads.cpu").run(shared.kernel(fill), 9, 0, out.numpy())
     assert out.tolist() == list(range(9))
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_errors_of_helping_threads_reach_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_any_thread_reach_the_caller() -> None:
     shared = import_module("difflut_lab.ops.kernel.cpu")
     threads = torch.get_num_threads()
-    seen = []
 
-    def fail(begin: int, end: int) -> None:
-        seen.append((begin, end))
-        raise ZeroDivisionError
+    def fail(begin, end, last):
+        if end > last:
+            raise ZeroDivisionError
 
+    kernel = shared.kernel(fail)
     try:
         torch.set_num_threads(2)
+        import_module("difflut_lab.ops.threads.cpu").run(kernel, 10, 10**9, 10)
         with pytest.raises(ZeroDivisionError):
-            shared.run(fail, 10, 10**9)
+            import_module("difflut_lab.ops.threads.cpu").run(kernel, 10, 10**9, 5)
     finally:
         torch.set_num_threads(threads)
-    assert sorted(begin for begin, _ in seen) == [0, 1, 2, 3, 5, 6, 7, 8]

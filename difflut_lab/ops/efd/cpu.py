@@ -10,8 +10,9 @@ from llvmlite import ir
 from numba.core import types
 from torch import Tensor
 
-from difflut_lab.ops.kernel.cpu import FLOAT, I32, I64, LANES, Vectors, array, intrinsic, kernel, run
+from difflut_lab.ops.kernel.cpu import FLOAT, I32, I64, LANES, Vectors, array, intrinsic, kernel
 from difflut_lab.ops.shapes import fan_in
+from difflut_lab.ops.threads.cpu import run
 
 
 @intrinsic

@@ -36,10 +36,10 @@ from difflut_lab.ops.kernel.cpu import (
     padded_rows,
     place_rows,
     routing_array,
-    run,
     stack,
     unpadded,
 )
+from difflut_lab.ops.threads.cpu import run
 
 # samples whose products stay in the cache between two passes over them
 BLOCK = 128

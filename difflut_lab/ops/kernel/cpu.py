@@ -1,4 +1,4 @@
-"""What the CPU kernels share: compiling them, running them on several threads, vectors, drawing flips.
+"""What the CPU kernels share: compiling them, vectors, drawing flips.
 
 Kernels are numba functions of a run of nodes ``begin .. end`` and of arrays. Their innermost code is emitted as vector
 instructions: how many loads and multiplications there are is then in our hands and not in those of a compiler's cost
@@ -11,12 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-import os
-import threading
 from collections.abc import Callable, Sequence
-from itertools import count
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import numba
@@ -81,89 +77,6 @@ def kernel(function: Callable[..., None]) -> Any:
     except RuntimeError:
         _warn("nowhere to keep CPU kernels, every process compiles them: NUMBA_CACHE_DIR can name a folder")
     return compiled
-
-
-class _Pool:
-    """Threads that help with the nodes of a kernel.
-
-    Runs of nodes are claimed, not handed out: a helper that the machine does not schedule in time claims nothing, and
-    nobody waits for it. A pool of numba's or of OpenMP would wait, and its idle threads would take time from torch's.
-    """
-
-    def __init__(self) -> None:
-        self.jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self.threads = 0
-        self.lock = threading.Lock()
-
-    def start(self, threads: int) -> None:
-        with self.lock:
-            while self.threads < threads:
-                name = f"difflut_lab-{self.threads}"
-                threading.Thread(target=self._help, name=name, daemon=True).start()
-                self.threads += 1
-
-    def _help(self) -> None:
-        while True:
-            self.jobs.get()()
-
-
-_pool = _Pool()
-
-
-def _forget_threads() -> None:
-    global _pool
-    _pool = _Pool()
-
-
-# a forked process has none of its parent's threads
-os.register_at_fork(after_in_child=_forget_threads)
-
-
-def run(function: Callable[..., None], total: int, work: int, *arguments: Any) -> None:
-    """Call ``function(begin, end, *arguments)`` for runs of 0 .. ``total``, on as many threads as torch would use.
-
-    Parameters
-    ----------
-    function : callable
-        A kernel that writes what its run of nodes owns and nothing else, so that runs may go in any order.
-    total : int
-        Nodes, or whatever the kernel counts.
-    work : int
-        Nanoseconds that all of it takes, roughly. Little work is done by the calling thread alone.
-    *arguments
-        Passed on.
-    """
-    threads = min(torch.get_num_threads(), total, work // SHARE)
-    if threads <= 1:
-        function(0, total, *arguments)
-        return
-    runs = min(total, RUNS_PER_THREAD * threads)
-    bounds = [total * i // runs for i in range(runs + 1)]
-    claims = count()
-    finished: SimpleQueue[BaseException | None] = SimpleQueue()
-
-    def claim() -> None:
-        while (claimed := next(claims)) < runs:
-            try:
-                function(bounds[claimed], bounds[claimed + 1], *arguments)
-            except BaseException as error:
-                finished.put(error)
-            else:
-                finished.put(None)
-
-    _pool.start(threads - 1)
-    for _ in range(threads - 1):
-        _pool.jobs.put(claim)
-    claim()
-    errors = [finished.get() for _ in range(runs)]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-# measured: waking a helper takes about 30 microseconds
-SHARE = 100_000
-RUNS_PER_THREAD = 4
 
 
 class Vectors:

@@ -29,10 +29,10 @@ from difflut_lab.ops.kernel.cpu import (
     padded_rows,
     place_rows,
     routing_array,
-    run,
     stack,
     unpadded,
 )
+from difflut_lab.ops.threads.cpu import run
 
 OCTETS = ir.VectorType(I8, PADDING)
 # the slopes of an entry lie side by side: one load finds all of them, and eight samples' are turned into rows

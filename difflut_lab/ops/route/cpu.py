@@ -31,12 +31,12 @@ from difflut_lab.ops.kernel.cpu import (
     intrinsic,
     kernel,
     padded_rows,
-    run,
     stack,
     unpadded,
 )
 from difflut_lab.ops.route import reference
 from difflut_lab.ops.shapes import feature_major
+from difflut_lab.ops.threads.cpu import run
 
 # as long as the number of candidates whose products with a slot are made at once
 TILE = (0,) * 8

@@ -1,0 +1,1 @@
+"""Running CPU kernels on several threads."""

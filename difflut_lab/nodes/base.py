@@ -151,12 +151,12 @@ class LUTNodes(nn.Module):
         bits = (addresses[:, None] >> torch.arange(self.n)) & 1
         parameter = next(self.parameters(), torch.empty(0))
         bits = bits.to(parameter)
+        # a view of one node calls it with parameters of one row
+        rows = len(parameter) or self.num_nodes
         training = self.training
         self.training = False
         try:
-            chunks = [
-                self.relaxed(chunk[:, None, :].expand(-1, self.num_nodes, -1)) >= 0.5 for chunk in bits.split(_CHUNK)
-            ]
+            chunks = [self.relaxed(chunk[:, None, :].expand(-1, rows, -1)) >= 0.5 for chunk in bits.split(_CHUNK)]
         finally:
             self.training = training
         return torch.cat(chunks).t().contiguous()
@@ -187,7 +187,7 @@ class LUTNodes(nn.Module):
 
     def regularized(self) -> Tensor:
         """What a regulariser penalises: all parameters, flattened per node, ``(N, M)``."""
-        return torch.cat([parameter.flatten(1) for parameter in self.parameters()], dim=1)
+        return torch.cat([parameter.reshape(len(parameter), -1) for parameter in self.parameters()], dim=1)
 
     def real_table(self) -> Tensor:
         """The table of real numbers that is trained, ``(N, K)``, differentiable; only of nodes that have one."""

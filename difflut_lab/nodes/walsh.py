@@ -52,13 +52,6 @@ def _butterflies(values: Tensor, transposed: bool) -> Tensor:
     rows = values.t().contiguous()
     for bit in range(entries.bit_length() - 1):
         low, high = rows.view(-1, 2, 1 << bit, num_nodes).unbind(1)
-        mixed = torch.empty_like(rows)
-        sums, differences = mixed.view(-1, 2, 1 << bit, num_nodes).unbind(1)
-        if transposed:
-            torch.add(low, high, out=sums)
-            torch.sub(high, low, out=differences)
-        else:
-            torch.sub(low, high, out=sums)
-            torch.add(low, high, out=differences)
-        rows = mixed
+        mixed = (low + high, high - low) if transposed else (low - high, low + high)
+        rows = torch.stack(mixed, dim=1).view(entries, num_nodes)
     return rows.t().contiguous()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from difflut_lab.ops import efd_table, interpolate
+from difflut_lab.ops.efd import harmonic_efd_table
 
 
 def double_sum(table: Tensor, alpha: float, beta: float) -> Tensor:
@@ -68,3 +69,33 @@ def test_refuses_beta(beta: float) -> None:
 def test_refuses_a_table_that_is_none() -> None:
     with pytest.raises(ValueError, match="entries"):
         efd_table(torch.zeros(1, 5))
+
+
+def harmonic_double_sum(table: Tensor, scale: float) -> Tensor:
+    """The definition: differences weighed by 1 / (distance + 1), weights that sum to half the scale."""
+    num_nodes, entries = table.shape
+    n = entries.bit_length() - 1
+    out = torch.zeros(num_nodes, n, entries, dtype=table.dtype)
+    for bit in range(n):
+        for a in range(entries):
+            weights = [1 / (((a ^ b) & ~(1 << bit)).bit_count() + 1) for b in range(entries)]
+            total = sum(weights) / 2  # each of the other inputs' addresses occurs with both values of the bit
+            for b in range(entries):
+                out[:, bit, a] += scale / 2 * weights[b] / total * (1 if b >> bit & 1 else -1) * table[:, b]
+    return out
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_harmonic_equals_the_double_sum(n: int) -> None:
+    table = torch.randn(3, 2**n, dtype=torch.float64)
+    wanted = harmonic_double_sum(table, 1.25)
+    torch.testing.assert_close(harmonic_efd_table(table, 1.25), wanted)
+    single = harmonic_efd_table(table.float(), 1.25)
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single, wanted.float())
+
+
+def test_harmonic_weights_of_a_step_sum_to_half_the_scale() -> None:
+    step = torch.tensor([[0.0, 1.0] * 32])
+    torch.testing.assert_close(harmonic_efd_table(step, 3.0)[0, 0], torch.full((64,), 1.5))
+    assert not harmonic_efd_table(step.clone().requires_grad_()).requires_grad

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from numpy.polynomial.legendre import leggauss
 from torch import Tensor
@@ -19,6 +17,25 @@ def _efd_table(table: Tensor, alpha: float, beta: float) -> Tensor:
 
 @_efd_table.register_fake
 def _(table: Tensor, alpha: float, beta: float) -> Tensor:
+    return table.new_empty((table.shape[0], fan_in(table), table.shape[1]), dtype=compute_dtype(table))
+
+
+@torch.library.custom_op("difflut_lab::harmonic_efd_table", mutates_args=())
+def _harmonic_efd_table(table: Tensor, alpha: float) -> Tensor:
+    n = fan_in(table)
+    forward = choose("efd", n, table).forward
+    points, weights = leggauss((n + 1) // 2)
+    total: Tensor | None = None
+    # the rule is one for [-1, 1]
+    for point, weight in zip(points.tolist(), weights.tolist(), strict=True):
+        part: Tensor = forward(table, alpha * weight / 2, (1 + point) / 2)
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+@_harmonic_efd_table.register_fake
+def _(table: Tensor, alpha: float) -> Tensor:
     return table.new_empty((table.shape[0], fan_in(table), table.shape[1]), dtype=compute_dtype(table))
 
 
@@ -86,16 +103,4 @@ def harmonic_efd_table(table: Tensor, scale: float = 1.0) -> Tensor:
         If the width of the table is not a power of two.
     """
     n = fan_in(table)
-    alpha = 0.5 * scale * n / (2**n - 1)
-    (beta, weight), *rest = _unit_rule((n + 1) // 2)
-    total = _efd_table(table.detach(), alpha * weight, beta)
-    for beta, weight in rest:
-        total += _efd_table(table.detach(), alpha * weight, beta)
-    return total
-
-
-@functools.cache
-def _unit_rule(count: int) -> list[tuple[float, float]]:
-    """Points and weights of the Gauss-Legendre rule on [0, 1]."""
-    points, weights = leggauss(count)
-    return [((1 + point) / 2, weight / 2) for point, weight in zip(points.tolist(), weights.tolist(), strict=True)]
+    return _harmonic_efd_table(table.detach(), 0.5 * scale * n / (2**n - 1))

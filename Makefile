@@ -9,11 +9,11 @@ SHELL := /bin/bash
 # rewritten by every installation: what is older than pyproject.toml is out of date
 STAMP := $(VENV)/.difflut_lab
 
-.PHONY: help install train test lint format bench clean
+.PHONY: help install train test lint format bench gpu-check clean
 
 help: ## print this list
 	@echo "Usage: make TARGET [ARGS=\"...\"] [PYTHON=python3.12] [VENV=.venv]"
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 12
 
 install: $(STAMP) ## make .venv and install the package with its dependencies; the other targets do it where needed
 
@@ -47,6 +47,9 @@ format: $(STAMP) ## format the code and correct what can be corrected
 
 bench: $(STAMP) ## measure ops, layers and training steps in 10 minutes; less: make bench ARGS="--quick"
 	@"$(VENV)/bin/python" scripts/benchmark.py $(ARGS)
+
+gpu-check: $(STAMP) ## test the Triton kernels on this machine's GPU, then measure them; less: make gpu-check ARGS=--quick
+	@"$(VENV)/bin/python" scripts/gpu_check.py $(ARGS)
 
 clean: ## remove caches and built packages; outputs/ and .venv stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,7 +96,13 @@ def main() -> None:
     show(rows)
     print(f"{len(rows)} kernels in {time.perf_counter() - begin:.0f} s")
     if arguments.write:
-        write({"resources": resources(rows), "limits": limits(arguments.fan_in)})
+        rows.sort(key=lambda row: (row.n, list(KERNELS).index(row.kernel)))
+        write({"resources": resources(rows), "limits": limits(sorted(arguments.fan_in))})
+    fail_on_spills(rows)
+
+
+def fail_on_spills(rows: list[Row]) -> None:
+    """Leave with status 1, naming the kernels, if any keeps registers in memory."""
     spilled = [row for row in rows if row.spilled]
     if spilled:
         found = (f"{row.kernel} n={row.n} {row.launch} {row.target}: {row.spilled} bytes" for row in spilled)
@@ -132,11 +138,13 @@ def show(rows: list[Row]) -> None:
     )
     for row in rows:
         table.add_row(*map(str, row))
-    Console().print(table)
+    # a log has no width of its own
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def resources(rows: list[Row]) -> str:
-    """The table of ``docs/kernels.md``: one row per kernel and fan-in, one column per target."""
+    """The table of ``docs/kernels.md``: a row per kernel and fan-in, with flips if it has any; a column per target."""
+    rows = [row for row in rows if row.launch == ("fp32 flips" if differs(row.kernel, "fp32 flips") else "fp32")]
     targets = list(dict.fromkeys(row.target for row in rows))
     lines = [f"| kernel | n | samples | warps | {' | '.join(targets)} |", "|---" * (4 + len(targets)) + "|"]
     for kernel, n in dict.fromkeys((row.kernel, row.n) for row in rows):

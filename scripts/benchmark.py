@@ -42,6 +42,8 @@ from typing import Any, NoReturn
 
 # read by torch's profiler at its import: it would report every start and stop
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+# large tensors in huge pages, as in a training
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 from benchmark_cases import GROUPS, Case, Sizes, cases, find_peers

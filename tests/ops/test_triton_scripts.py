@@ -16,12 +16,11 @@ pytest.importorskip("triton")
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
-# without a limit to what a thread holds, the largest block does not fit in registers
+# all entries at once for four samples are more than a thread has registers
 SPILLING = """
-from difflut_lab.ops.interpolate.triton import _differentiate_inputs
+from difflut_lab.ops.interpolate.triton import _evaluate
 from difflut_lab.ops.kernel.triton import Launch, compile_ahead, kernel
-for target in ("sm_90", "gfx942"):
-    print(compile_ahead(kernel(_differentiate_inputs), target, 6, Launch()).spilled)
+print(compile_ahead(kernel(_evaluate, values=64), "sm_90", 8, Launch(flips=False)).spilled)
 """
 
 
@@ -47,7 +46,7 @@ def test_spills_are_seen(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", SPILLING], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(int(spilled) > 0 for spilled in done.stdout.split())
+    assert int(done.stdout) > 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

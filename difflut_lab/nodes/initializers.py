@@ -145,8 +145,9 @@ class VarianceStabilized(Initializer):
     has the variance of its table's entries. Half of a table's logits, drawn at random, are +c and half are -c: the
     entries sigmoid(c) and sigmoid(-c) have the mean 1/2 and the variance (sigmoid(c) - 1/2)^2 = tanh(c/2)^2 / 4. So
     c = 2 artanh(sqrt(kept)) keeps the given part of 1/4, exactly and in every node. All of it would need infinite
-    logits; truth tables, and nodes that output bits in training, keep all. Draws of a small standard deviation keep
-    next to nothing, and after a few layers every output is the same, whatever the input.
+    logits; truth tables, and nodes that output bits in training, keep all. It says nothing of gradients: six layers of
+    200 probabilistic nodes learned digits slower from here than from ``normal`` or ``residual`` (120 steps of Adam 0.1:
+    41, 86 and 88 % hard).
 
     The initialiser of this name in DiffLUT (github.com/aplesner/difflut) has the same purpose and draws from a normal
     distribution, with the variance 4 / (n + 1); what is said here about variances was derived for this one.

@@ -2,6 +2,7 @@
 
 from difflut_lab.registry import (
     REGISTRY,
+    register_augmentation,
     register_data,
     register_encoder,
     register_head,
@@ -17,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "REGISTRY",
+    "register_augmentation",
     "register_data",
     "register_encoder",
     "register_head",

@@ -55,6 +55,9 @@ KINDS: dict[str, Kind] = {
         ),
     ),
     "data": Kind(package="difflut_lab.data", plural="data sets"),
+    "augmentation": Kind(
+        package="difflut_lab.augmentations", plural="augmentations", provided=frozenset({"input_shape"})
+    ),
     "initializer": Kind(package="difflut_lab.nodes.initializers", plural="initializers"),
     "regularizer": Kind(package="difflut_lab.nodes.regularizers", plural="regularizers"),
     "schedule": Kind(package="difflut_lab.schedules", plural="schedules"),
@@ -208,6 +211,11 @@ def register_model(name: str) -> Callable[[Part], Part]:
 def register_data(name: str) -> Callable[[Part], Part]:
     """Register a data set class: ``@register_data("my_data")``."""
     return REGISTRY.register("data", name)
+
+
+def register_augmentation(name: str) -> Callable[[Part], Part]:
+    """Register an augmentation of training samples: ``@register_augmentation("my_augmentation")``."""
+    return REGISTRY.register("augmentation", name)
 
 
 def register_initializer(name: str) -> Callable[[Part], Part]:

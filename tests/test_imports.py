@@ -19,7 +19,7 @@ LEVELS = [
     {"errors", "seeding"},
     {"registry"},
     {"schema", "__init__"},
-    {"ops", "data"},
+    {"ops", "data", "augmentations"},
     {"nodes", "encoders", "heads", "ternary", "schedules"},
     {"layers"},
     {"models"},

@@ -21,7 +21,7 @@ STATE_PREFIX = "network."
 # what decides the network's shape; training behaviour (layer_config among it) may change between two runs
 STRUCTURE = ("model", "encoder", "layer", "node", "head")
 # what decides the course of a training, and where data lies, which does not
-COURSE = ("optimizer", "scheduler", "schedules", "data", "seed", "batch_size")
+COURSE = ("optimizer", "scheduler", "schedules", "augmentations", "data", "seed", "batch_size")
 LOCATIONS = ("data.root", "data.path")
 
 

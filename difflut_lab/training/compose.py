@@ -13,6 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryV
 from torch import nn
 
 from difflut_lab import schema
+from difflut_lab.augmentations import Augmentation
 from difflut_lab.errors import ConfigError
 from difflut_lab.layers import LayerConfig
 from difflut_lab.models import Model
@@ -62,6 +63,7 @@ FIXED_TRAINER_OPTIONS = (
     *("enable_checkpointing", "reload_dataloaders_every_n_epochs", "barebones"),
 )
 SCHEDULES = "schedules"  # the root key of values that change over the epochs
+AUGMENTATIONS = "augmentations"  # the root key of changes of the training samples
 MIXED = ("16-mixed", "bf16-mixed")
 LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
 
@@ -104,6 +106,7 @@ def resolve(composed: DictConfig, overrides: Sequence[str]) -> Config:
     config["model"] |= model_class.resolve(own, {group: config[group] for group in groups})
     _check_library(config)
     config[SCHEDULES] = _checked_schedules(config.get(SCHEDULES) or {}, config["trainer"]["max_epochs"])
+    config[AUGMENTATIONS] = _checked_augmentations(config.get(AUGMENTATIONS) or {})
     _check_combinations(config)
     return config
 
@@ -127,6 +130,25 @@ def build_model(config: Mapping[str, Any], input_shape: Sequence[int], num_class
     provided |= {group: config[group] for group in groups_of(model_class)}
     own = {key: value for key, value in config["model"].items() if key != "name"}
     return model_class(**{key: value for key, value in provided.items() if key in declared}, **own)
+
+
+def build_augmentations(config: Mapping[str, Any], input_shape: Sequence[int]) -> list[Augmentation]:
+    """Build the configured augmentations for samples of a shape.
+
+    Raises
+    ------
+    ConfigError
+        If one does not fit them; names its key.
+    """
+    built = []
+    for name, spec in config[AUGMENTATIONS].items():
+        declared = schema.options(REGISTRY.get("augmentation", spec["name"]))
+        provided = {"input_shape": tuple(input_shape)} if "input_shape" in declared else {}
+        try:
+            built.append(REGISTRY.build("augmentation", spec, **provided))
+        except ConfigError as error:
+            raise ConfigError(f"{AUGMENTATIONS}.{name}: {error}") from None
+    return built
 
 
 def _container(composed: DictConfig) -> Config:
@@ -177,8 +199,18 @@ def _checked_schedules(schedules: Any, max_epochs: int) -> Config:
     return checked
 
 
+def _checked_augmentations(augmentations: Any) -> Config:
+    """Validate ``augmentations.NAME``; whether they fit the samples, they say themselves."""
+    if not isinstance(augmentations, Mapping):
+        raise ConfigError(f"{AUGMENTATIONS}={augmentations!r}: must be a mapping, such as {{crop: random_crop}}.")
+    return {
+        str(name): schema.validate_part("augmentation", spec, f"{AUGMENTATIONS}.{name}")
+        for name, spec in augmentations.items()
+    }
+
+
 def _check_roots(config: Config, groups: Sequence[str], model: str) -> None:
-    known = [*RunSettings.__dataclass_fields__, SCHEDULES, "model", "data", *groups, *LIBRARY_GROUPS]
+    known = [*RunSettings.__dataclass_fields__, SCHEDULES, AUGMENTATIONS, "model", "data", *groups, *LIBRARY_GROUPS]
     for key in config:
         if key not in known:
             used = f" model={model} does not use it." if key in (*REGISTRY.kinds(), "layer_config") else ""

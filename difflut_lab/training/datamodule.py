@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from difflut_lab.augmentations import Augmentation
 from difflut_lab.data import DataSet, Split
 from difflut_lab.seeding import generator
 
@@ -29,16 +30,26 @@ class Batches:
     rank, world_size : int
         This process and the number of processes: each takes its share of every epoch. In training the shares are
         made equal by repeating the first samples, because all processes must take the same number of steps.
+    augmentations : sequence of Augmentation
+        Act on each batch, one after the other; what they draw is a function of (seed, epoch, batch, rank).
     """
 
     def __init__(
-        self, split: Split, batch_size: int, *, seed: int | None = None, rank: int = 0, world_size: int = 1
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        augmentations: Sequence[Augmentation] = (),
     ) -> None:
         self.split = split
         self.batch_size = batch_size
         self.seed = seed
         self.rank = rank
         self.world_size = world_size
+        self.augmentations = augmentations
         self.epoch = 0
         self.sampler = self.batch_sampler = self  # where Lightning looks for set_epoch
 
@@ -71,8 +82,13 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield ``x (B, *input_shape)`` in the data's own type and ``y (B,)``."""
         x, y = self.split.x, self.split.y
-        for indices in self._order().to(x.device).split(self.batch_size):
-            yield x.index_select(0, indices), y.index_select(0, indices)
+        for number, indices in enumerate(self._order().to(x.device).split(self.batch_size)):
+            batch = x.index_select(0, indices), y.index_select(0, indices)
+            if self.augmentations and self.seed is not None:
+                draws = generator(self.seed, "augmentation", self.epoch, number, self.rank)
+                for augmentation in self.augmentations:
+                    batch = augmentation(*batch, draws)
+            yield batch
 
 
 class InMemoryData(L.LightningDataModule):
@@ -86,18 +102,28 @@ class InMemoryData(L.LightningDataModule):
         Samples per training step, and per forward of validation and test.
     seed : int
         The order of the training samples is a function of it and the epoch.
+    augmentations : sequence of Augmentation
+        Act on the batches of training.
     """
 
-    def __init__(self, data: DataSet, batch_size: int, eval_batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        data: DataSet,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        augmentations: Sequence[Augmentation] = (),
+    ) -> None:
         super().__init__()
         self.data = data
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.seed = seed
+        self.augmentations = augmentations
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of the training split."""
-        return self._batches(self.data.train, self.batch_size, self.seed)
+        return self._batches(self.data.train, self.batch_size, self.seed, self.augmentations)
 
     def val_dataloader(self) -> Batches:
         """Batches of the validation split, in order."""
@@ -107,11 +133,20 @@ class InMemoryData(L.LightningDataModule):
         """Batches of the test split, in order."""
         return self._batches(self.data.test, self.eval_batch_size)
 
-    def _batches(self, split: Split, batch_size: int, seed: int | None = None) -> Batches:
+    def _batches(
+        self, split: Split, batch_size: int, seed: int | None = None, augmentations: Sequence[Augmentation] = ()
+    ) -> Batches:
         assert self.trainer is not None
         device = self.trainer.strategy.root_device
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
             if split.x.nbytes < DEVICE_SHARE * free:
                 split = Split(x=split.x.to(device), y=split.y.to(device))
-        return Batches(split, batch_size, seed=seed, rank=self.trainer.global_rank, world_size=self.trainer.world_size)
+        return Batches(
+            split,
+            batch_size,
+            seed=seed,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            augmentations=augmentations,
+        )

@@ -27,7 +27,16 @@ from difflut_lab.ops import chosen_kernels, use_kernels
 from difflut_lab.registry import REGISTRY
 from difflut_lab.training import checkpoint, display
 from difflut_lab.training.callbacks import Checkpoints, EpochProgress, History, Schedules
-from difflut_lab.training.compose import SCHEDULES, Config, build_model, groups_of, instantiate, model_of, resolve
+from difflut_lab.training.compose import (
+    SCHEDULES,
+    Config,
+    build_augmentations,
+    build_model,
+    groups_of,
+    instantiate,
+    model_of,
+    resolve,
+)
 from difflut_lab.training.datamodule import InMemoryData
 from difflut_lab.training.module import Classifier
 from difflut_lab.training.network import Network
@@ -73,6 +82,8 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     _complete(config, data)
     if previous:
         checkpoint.check_continuation(previous, config, config["ckpt"])
+    augmentations = build_augmentations(config, data.input_shape)
+    datamodule = InMemoryData(data, config["batch_size"], config["eval_batch_size"], config["seed"], augmentations)
     L.seed_everything(config["seed"], verbose=False)
     network = Network(
         build_model(config, data.input_shape, len(data.class_names)), data.mean, data.std, data.class_names
@@ -85,7 +96,7 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
         display.show_config(config, directory)
     try:
         loggers = build_loggers(config, directory, overrides, sweep)
-        results = _train(module, schedules, data, config, loggers, directory)
+        results = _train(module, schedules, datamodule, config, loggers, directory)
     finally:
         close_loggers()
     display.show_results(results, directory, brief=sweep is not None)
@@ -93,7 +104,12 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
 
 
 def _train(
-    module: Classifier, schedules: Schedules, data: DataSet, config: Config, loggers: list[Logger], directory: Path
+    module: Classifier,
+    schedules: Schedules,
+    datamodule: InMemoryData,
+    config: Config,
+    loggers: list[Logger],
+    directory: Path,
 ) -> dict[str, Any]:
     checkpoints = Checkpoints(directory / "checkpoints")
     if config["ckpt"]:
@@ -101,8 +117,7 @@ def _train(
     logged = [f"schedule/{key}" for key in schedules.keys] + ["train/regularization"] * module.regularizes
     history = History(directory / "history.csv", logged)
     trainer = _build_trainer(config, loggers, directory, [schedules, history, EpochProgress(), checkpoints])
-    datamodule = InMemoryData(data, config["batch_size"], config["eval_batch_size"], config["seed"])
-    picture = None if config["fast_dev_run"] else WiringPicture(module.network, data.input_shape)
+    picture = None if config["fast_dev_run"] else WiringPicture(module.network, datamodule.data.input_shape)
     start = time.perf_counter()
     try:
         trainer.fit(module, datamodule=datamodule, ckpt_path=config["ckpt"], weights_only=True)

@@ -24,9 +24,13 @@ def test_every_file_composes_and_every_word_of_it_is_known(composed, group, name
     words = [f"{group}={name}", *NEEDED.get((group, name), [])]
     if group == "schedule":
         words = [f"+schedule@schedules.head.tau={name}", "schedules.head.tau.end=3"]
+    if group == "augmentation":
+        words = [f"+augmentation@augmentations.mine={name}"]
     config = resolve(composed(*words), words)
     if group == "schedule":
         assert config["schedules"]["head"]["tau"] == {"name": name, "end": 3.0, "start": None, "epochs": 40}
+    elif group == "augmentation":
+        assert config["augmentations"]["mine"]["name"] == name
     elif group in REGISTRY.kinds():
         assert config[group]["name"] == name, "a file's name is the registered name it selects"
 

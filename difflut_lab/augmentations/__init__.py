@@ -1,0 +1,6 @@
+"""Augmentations: changes of training samples, drawn anew for every batch."""
+
+from difflut_lab.augmentations.base import Augmentation
+from difflut_lab.augmentations.random_crop import RandomCrop
+
+__all__ = ["Augmentation", "RandomCrop"]

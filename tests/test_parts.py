@@ -1,0 +1,181 @@
+"""Every registered part passes its check, and every YAML file builds a network that takes a step of training.
+
+Parametrised over the registry and the configuration tree: a new part or file is tested without a new test.
+"""
+
+from __future__ import annotations
+
+import runpy
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from difflut_lab import REGISTRY, schema
+from difflut_lab.errors import ConfigError
+from difflut_lab.testing import check_encoder, check_head, check_initializer, check_layer, check_model, check_node
+from difflut_lab.training.compose import Config, build_model, groups_of, instantiate, model_of, resolve
+from difflut_lab.training.paths import config_directory, register_resolvers
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "my_layers.py"
+FAN_INS = (1, 2, 4, 6)
+# data that is not here: samples have the shape that it would have
+SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+NEEDED = {"data/npz": ["data.path=somewhere.npz"]}
+
+
+def built_in(kind: str) -> list[str]:
+    """The names of the package's parts: other tests of the same process register parts of their own."""
+    return [name for name in REGISTRY.names(kind) if REGISTRY.get(kind, name).__module__.startswith("difflut_lab.")]
+
+
+def variants(kind: str, name: str) -> Iterator[dict[str, Any]]:
+    """The defaults of a part; and each choice of each option that is a word or a truth value, one at a time."""
+    yield {}
+    for option, parameter in schema.options(REGISTRY.get(kind, name), REGISTRY.provided(kind)).items():
+        annotation = parameter.annotation
+        marks = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
+        if typing.get_origin(annotation) is Annotated:
+            annotation = typing.get_args(annotation)[0]
+        choices: list[Any] = []
+        if typing.get_origin(annotation) is Literal:
+            choices = list(typing.get_args(annotation))
+        elif annotation is bool:
+            choices = [True, False]
+        elif schema.PartOf("regularizer") in marks:
+            choices = [regularizer for regularizer in built_in("regularizer") if fits(name, regularizer)]
+        yield from ({option: choice} for choice in choices if choice != parameter.default)
+
+
+def fits(node: str, regularizer: str) -> bool:
+    """Whether the regulariser takes the nodes: some need tables."""
+    try:
+        REGISTRY.get_node(node)(num_nodes=1, regularizer=regularizer)
+    except ConfigError:
+        return False
+    return True
+
+
+def fan_ins(node: str) -> list[int]:
+    """Inputs per node that the nodes take."""
+    accepted = []
+    for n in FAN_INS:
+        try:
+            schema.validate_part("node", {"name": node, "n": n}, "node")
+        except ConfigError:
+            continue
+        accepted.append(n)
+    return accepted
+
+
+def cases(kind: str) -> list[Any]:
+    return [
+        pytest.param(name, options, id="-".join([name, *(f"{key}={value}" for key, value in options.items())]))
+        for name in built_in(kind)
+        for options in variants(kind, name)
+    ]
+
+
+@pytest.mark.parametrize(("name", "n"), [(name, n) for name in built_in("node") for n in fan_ins(name)])
+def test_nodes_of_every_fan_in(name: str, n: int) -> None:
+    check_node(name, n=n)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("node"))
+def test_nodes(name: str, options: dict[str, Any]) -> None:
+    check_node(name, **options)
+
+
+@pytest.mark.parametrize("node", built_in("node"))
+@pytest.mark.parametrize("layer", built_in("layer"))
+def test_every_layer_with_every_node(layer: str, node: str) -> None:
+    check_layer(layer, node_type=node)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("layer"))
+def test_layers(name: str, options: dict[str, Any]) -> None:
+    check_layer(name, node_type="dwn", n=3, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("encoder"))
+def test_encoders(name: str, options: dict[str, Any]) -> None:
+    check_encoder(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("head"))
+def test_heads(name: str, options: dict[str, Any]) -> None:
+    check_head(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("initializer"))
+def test_initializers(name: str, options: dict[str, Any]) -> None:
+    check_initializer(name, **options)
+
+
+@pytest.fixture
+def examples() -> Iterator[dict[str, Any]]:
+    """What the plugin among the examples defines."""
+    known = dict(REGISTRY._loaded("layer"))
+    yield runpy.run_path(str(EXAMPLES), run_name="my_layers")
+    for name in set(REGISTRY._parts["layer"]) - set(known):
+        del REGISTRY._parts["layer"][name]
+
+
+@pytest.mark.parametrize(("layer", "options"), [("MyLayer", {"span": 10}), ("MyCustomLayer", {"foo": 7})])
+def test_examples(examples: dict[str, Any], layer: str, options: dict[str, Any]) -> None:
+    check_layer(examples[layer], **options)
+
+
+def composed(words: list[str]) -> Config:
+    """What the command line would make of the words, checked."""
+    register_resolvers()
+    with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        return resolve(compose("train", words), words)
+
+
+@pytest.mark.parametrize("name", built_in("model"))
+def test_models(name: str) -> None:
+    config = composed([f"model={name}", "model.widths=[40,20]"])
+    groups = {group: config[group] for group in groups_of(model_of(config))}
+    options = {key: value for key, value in config["model"].items() if key != "name"}
+    check_model(name, input_shape=(1, 8, 8), groups=groups, **options)
+
+
+FILES = sorted(path.relative_to(config_directory()) for path in config_directory().glob("*/*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.with_suffix("")))
+def test_every_file_builds_a_network_that_takes_a_step(path: Path) -> None:
+    group, name = path.parent.name, path.stem
+    words = [f"{group}={name}", *NEEDED.get(f"{group}/{name}", [])]
+    if group == "schedule":
+        words = [f"+schedule@schedules.head.tau={name}", "schedules.head.tau.end=3"]
+    config = composed([*words, "model.widths=[40,20]"])
+    shape = SHAPES.get(config["data"]["name"], (1, 8, 8))
+    random = torch.random.get_rng_state()
+    model = build_model(config, shape, 10)
+    assert torch.equal(random, torch.random.get_rng_state())
+    x, y = torch.rand(64, *shape), torch.arange(64) % 10
+    model.calibrate(x)
+    optimizer = instantiate(config["optimizer"], "optimizer", model.parameters())
+    scheduler = instantiate(config["scheduler"], "scheduler", optimizer) if config["scheduler"] else None
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    loss = torch.nn.functional.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    if scheduler:
+        scheduler.step()
+    assert torch.isfinite(loss)
+    for before, parameter in zip(start, model.parameters(), strict=True):
+        assert torch.isfinite(parameter).all() and not torch.equal(before, parameter)
+    scores = model.eval()(x)
+    assert scores.shape == (64, 10) and torch.isfinite(scores).all()
+
+
+def test_options_are_found() -> None:
+    assert {"scope": "global"} in list(variants("encoder", "thermometer"))
+    assert 2 in fan_ins("dwn")

@@ -123,6 +123,8 @@ def triton_declines(op: str, n: int, device: str, dtype: torch.dtype) -> str:
         return "has no Triton kernels"
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
+    if importlib.util.find_spec("triton.knobs") is None:
+        return "triton is older than 3.4"
     declines: Callable[[int, str, torch.dtype], str] = importlib.import_module("difflut_lab.ops.kernel.triton").declines
     return declines(n, device, dtype)
 

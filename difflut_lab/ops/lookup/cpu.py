@@ -243,9 +243,11 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """See ``lookup``; returns the entries and their addresses, both ``(N, B)``."""
     num_nodes, batch = table.shape[0], x.shape[0]
-    bits = torch.empty(x.shape[1], -(-batch // PADDING) * PADDING, dtype=torch.uint8)
-    rows = x.t() if x.dtype == torch.float32 else x.t() >= 0.5
-    run(threshold, len(rows), bits.numel() >> 3, array(rows), array(bits))
+    if x.dtype == torch.float32:
+        bits = torch.empty(x.shape[1], -(-batch // PADDING) * PADDING, dtype=torch.uint8)
+        run(threshold, len(bits), bits.numel() >> 3, array(x.t()), array(bits))
+    else:
+        bits = padded_rows((x if x.dtype == torch.bool else x >= 0.5).view(torch.uint8), torch.uint8)
     y = torch.empty(num_nodes, bits.shape[1])
     address = torch.empty(num_nodes, bits.shape[1], dtype=torch.uint8)
     run(

@@ -25,7 +25,10 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "my_layers.py"
 FAN_INS = (1, 2, 4, 6)
 # data that is not here: samples have the shape that it would have
 SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-NEEDED = {"data/npz": ["data.path=somewhere.npz"]}
+# groups of which a run may have several, under keys of their own
+PLACES = {"schedule": "+schedule@schedules.head.tau=", "augmentation": "+augmentation@augmentations.mine="}
+# mandatory values
+NEEDED = {"data/npz": ["data.path=somewhere.npz"], "schedule": ["schedules.head.tau.end=3"]}
 
 
 def built_in(kind: str) -> list[str]:
@@ -151,9 +154,7 @@ FILES = sorted(path.relative_to(config_directory()) for path in config_directory
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.with_suffix("")))
 def test_every_file_builds_a_network_that_takes_a_step(path: Path) -> None:
     group, name = path.parent.name, path.stem
-    words = [f"{group}={name}", *NEEDED.get(f"{group}/{name}", [])]
-    if group == "schedule":
-        words = [f"+schedule@schedules.head.tau={name}", "schedules.head.tau.end=3"]
+    words = [PLACES.get(group, f"{group}=") + name, *NEEDED.get(group, []), *NEEDED.get(f"{group}/{name}", [])]
     config = composed([*words, "model.widths=[40,20]"])
     shape = SHAPES.get(config["data"]["name"], (1, 8, 8))
     random = torch.random.get_rng_state()

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch.loggers import Logger
 
 from difflut_lab.training import run as training
-from difflut_lab.training.callbacks import Checkpoints
 from difflut_lab.training.compose import Config
 from difflut_lab.training.network import Network
 from difflut_lab.training.paths import config_directory, register_resolvers
@@ -86,10 +86,8 @@ def main() -> None:
     clock = Clock()
     original = training._build_trainer
 
-    def with_clock(config: Config, loggers: list[Logger], directory: Path, checkpoints: Checkpoints) -> L.Trainer:
-        trainer = original(config, loggers, directory, checkpoints)
-        trainer.callbacks.append(clock)  # type: ignore[attr-defined]  # a list, though not declared
-        return trainer
+    def with_clock(config: Config, loggers: list[Logger], directory: Path, own: Sequence[L.Callback]) -> L.Trainer:
+        return original(config, loggers, directory, [*own, clock])
 
     training._build_trainer = with_clock
     with tempfile.TemporaryDirectory() as directory:

@@ -187,7 +187,8 @@ def test_constant_zeros_never_flip(node: str) -> None:
     x = torch.rand(20, 4, requires_grad=True)
     assert torch.equal(layer._apply_bit_flip(torch.zeros(20, 50, n)), torch.zeros(20, 50, n))
     y = layer(x)
-    assert torch.equal(y, y[:1].expand_as(y))
+    # torch's sigmoid may round the last elements of a tensor in another way than those before
+    torch.testing.assert_close(y, y[:1].expand_as(y), rtol=1e-6, atol=0)
     assert torch.autograd.grad(y.sum(), x)[0].count_nonzero() == 0
     assert torch.equal(layer.eval()(x), layer.nodes.truth_table()[:, 0].float().expand(20, -1))
 

@@ -15,7 +15,7 @@ from difflut_lab.errors import ConfigError
 from difflut_lab.heads import build_head
 from difflut_lab.layers import OrPool, Shortcut
 from difflut_lab.models.base import Model
-from difflut_lab.models.lut_mlp import _build_layer, _plan
+from difflut_lab.models.stack import build_layer, plan
 from difflut_lab.nodes import LUTNodes
 from difflut_lab.registry import REGISTRY, register_model
 from difflut_lab.schema import PartOf, PositiveInt
@@ -98,13 +98,13 @@ class LUTConv(Model):
             layer_seed, size = derive_seed(seed, "layer", index), math.prod(shape)
             if index < len(channels):
                 try:
-                    built = _build_layer(_with_shape(spec, shape), size, outputs, None, layer_seed)
+                    built = build_layer(_with_shape(spec, shape), size, outputs, None, layer_seed)
                     block, shape = _block(built, shape, pool, shortcut)
                 except ConfigError as error:
                     raise ConfigError(f"Convolution {index} of model.channels={channels}: {error}") from None
                 layers += block
             else:
-                built = _build_layer(spec, size, outputs, None, layer_seed)
+                built = build_layer(spec, size, outputs, None, layer_seed)
                 layers.append(built)
                 shape = (outputs,)
             built.layer_index = index
@@ -177,7 +177,7 @@ def _specs(options: Mapping[str, Any], groups: Mapping[str, Any]) -> list[dict[s
                 f"model.widths={options['widths']} have layers 0 to {len(sizes) - 1}."
             )
         overlays[int(index) >= count][index] = overlay
-    specs = _plan(sizes, overlays[0], groups)[:count]
+    specs = plan(sizes, overlays[0], groups)[:count]
     for spec in specs:
         name = spec["layer"]["name"]
         if "input_shape" not in schema.options(REGISTRY.get("layer", name)):
@@ -185,7 +185,7 @@ def _specs(options: Mapping[str, Any], groups: Mapping[str, Any]) -> list[dict[s
                 f"layer.name={name}: the convolutions of lut_conv need a layer that takes an input_shape, such as "
                 "conv_lut; model.dense names the layers behind them."
             )
-    return specs + _plan(sizes, overlays[1], {**groups, "layer": options["dense"]})[count:]
+    return specs + plan(sizes, overlays[1], {**groups, "layer": options["dense"]})[count:]
 
 
 def _with_shape(spec: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:

@@ -9,17 +9,14 @@ from typing import Annotated, Any
 from pydantic import Field
 from torch import Tensor, nn
 
-from difflut_lab import schema
 from difflut_lab.encoders import build_encoder
-from difflut_lab.errors import ConfigError
 from difflut_lab.heads import build_head
-from difflut_lab.layers import BaseLUTLayer, LayerConfig
+from difflut_lab.layers import BaseLUTLayer
 from difflut_lab.models.base import Model
-from difflut_lab.registry import REGISTRY, register_model
+from difflut_lab.models.stack import build_layer, plan
+from difflut_lab.registry import register_model
 from difflut_lab.schema import PositiveInt
 from difflut_lab.seeding import derive_seed
-
-GROUPS = ("layer", "node", "layer_config")
 
 
 @register_model("lut_mlp")
@@ -68,9 +65,9 @@ class LUTMLP(Model):
         self.encoder = build_encoder(encoder, input_shape)
         size = self.encoder.output_size
         layers = []
-        for index, (width, spec) in enumerate(zip(widths, _plan(widths, per_layer, groups), strict=True)):
+        for index, (width, spec) in enumerate(zip(widths, plan(widths, per_layer, groups), strict=True)):
             bits_per_feature = self.encoder.bits_per_feature if index == 0 else None
-            layers.append(_build_layer(spec, size, width, bits_per_feature, derive_seed(seed, "layer", index)))
+            layers.append(build_layer(spec, size, width, bits_per_feature, derive_seed(seed, "layer", index)))
             layers[-1].layer_index = index
             size = width
         self.layers = nn.Sequential(*layers)
@@ -82,7 +79,7 @@ class LUTMLP(Model):
     ) -> dict[str, Any]:
         """Check ``per_layer``; with the number of classes known, round the last width up to a multiple of it."""
         widths, per_layer = list(options["widths"]), options.get("per_layer")
-        _plan(widths, per_layer, groups)
+        plan(widths, per_layer, groups)
         if num_classes is not None:
             widths[-1] = math.ceil(widths[-1] / num_classes) * num_classes
         return {"widths": widths, "per_layer": per_layer or {}}
@@ -100,57 +97,3 @@ class LUTMLP(Model):
         """Class scores ``(B, num_classes)`` of normalised features ``(B, *input_shape)``."""
         scores: Tensor = self.head(self.layers(self.encoder(x)))
         return scores
-
-
-def _plan(
-    widths: list[int], per_layer: Mapping[Any, Any] | None, groups: Mapping[str, Any]
-) -> list[dict[str, dict[str, Any]]]:
-    """The groups of each layer, ``per_layer`` laid over them and checked."""
-    plan = [{group: dict(groups[group]) for group in GROUPS} for _ in widths]
-    for index, overlay in (per_layer or {}).items():
-        prefix = f"model.per_layer.{index}"
-        # YAML has integer keys, the command line has words
-        if not str(index).isdecimal() or int(index) >= len(widths):
-            raise ConfigError(
-                f"{prefix}: there is no such layer; model.widths={widths} has layers 0 to {len(widths) - 1}."
-            )
-        if not isinstance(overlay, Mapping):
-            raise ConfigError(f"{prefix}={overlay!r}: must be a mapping of {', '.join(GROUPS)}.")
-        for group, values in overlay.items():
-            if group not in GROUPS:
-                raise ConfigError(f"Unknown key '{prefix}.{group}'. Allowed: {', '.join(GROUPS)}.")
-            values = {"name": values} if isinstance(values, str) else dict(values)
-            merged = _overlay(plan[int(index)][group], values)
-            if group == "layer_config":
-                merged = schema.validate(LayerConfig, merged, f"{prefix}.{group}")
-            else:
-                merged = schema.validate_part(group, merged, f"{prefix}.{group}")
-            plan[int(index)][group] = merged
-    return plan
-
-
-def _overlay(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """A part of another name brings its own options; fan-in stays what it was unless it says otherwise."""
-    if values.get("name", base.get("name")) == base.get("name"):
-        return base | values
-    return ({"n": base["n"]} if "n" in base else {}) | values
-
-
-def _build_layer(
-    spec: Mapping[str, Mapping[str, Any]], input_size: int, output_size: int, bits_per_feature: int | None, seed: int
-) -> BaseLUTLayer:
-    options, node = dict(spec["layer"]), dict(spec["node"])
-    layer_class = REGISTRY.get("layer", options.pop("name"))
-    if "bits_per_feature" in schema.options(layer_class):
-        options["bits_per_feature"] = bits_per_feature
-    layer: BaseLUTLayer = layer_class(
-        input_size=input_size,
-        output_size=output_size,
-        node_type=node.pop("name"),
-        n=node.pop("n"),
-        node_kwargs=node,
-        layer_config=LayerConfig(**spec["layer_config"]),
-        seed=seed,
-        **options,
-    )
-    return layer

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from pydantic import AfterValidator
@@ -88,7 +88,7 @@ class LUTNodes(nn.Module):
         If n is out of range; says what a larger one would cost. If the regulariser needs a table and there is none.
     """
 
-    SCHEDULABLE: ClassVar[tuple[str, ...]] = ()
+    SCHEDULABLE: tuple[str, ...] = ()
 
     frozen_table: Tensor | None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class ProbabilisticNodes(SampledNodes):
         Penalty on W.
     """
 
-    SCHEDULABLE: ClassVar[tuple[str, ...]] = ("temperature", "sampling_tau")
+    SCHEDULABLE: tuple[str, ...] = ("temperature", "sampling_tau")
 
     def __init__(
         self,

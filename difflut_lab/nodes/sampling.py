@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class SampledNodes(TableNodes):
         from a generator of its own, whose seed derives from this number.
     """
 
-    SCHEDULABLE: ClassVar[tuple[str, ...]] = ("sampling_tau",)
+    SCHEDULABLE: tuple[str, ...] = ("sampling_tau",)
 
     sampling_step: Tensor
 
@@ -68,6 +68,9 @@ class SampledNodes(TableNodes):
         self.sampling_tau = sampling_tau
         if self.adds_noise:
             self.register_buffer("sampling_step", torch.zeros((), dtype=torch.int64))
+        else:
+            # without noise it plays no part
+            self.SCHEDULABLE = tuple(name for name in self.SCHEDULABLE if name != "sampling_tau")
 
     @property
     def adds_noise(self) -> bool:

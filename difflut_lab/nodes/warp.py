@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class WARPNodes(SampledNodes):
         The coefficients c, ``(N, K)``; bit k of an index says whether input k is in S.
     """
 
-    SCHEDULABLE: ClassVar[tuple[str, ...]] = ("tau", "sampling_tau")
+    SCHEDULABLE: tuple[str, ...] = ("tau", "sampling_tau")
 
     def __init__(
         self,

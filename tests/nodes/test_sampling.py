@@ -181,3 +181,9 @@ def test_every_schedulable_value_acts_at_once(name: str, value: str) -> None:
     assert isinstance(getattr(nodes, value), float)
     setattr(nodes, value, 3 * getattr(nodes, value))
     assert not torch.allclose(nodes(x), twin(x))
+
+
+@pytest.mark.parametrize("name", ["probabilistic", "warp", "difflogic"])
+def test_a_temperature_that_plays_no_part_cannot_be_scheduled(name: str) -> None:
+    assert "sampling_tau" in bank(name, "gumbel_soft").SCHEDULABLE
+    assert "sampling_tau" not in bank(name, "soft").SCHEDULABLE

@@ -18,6 +18,10 @@ from difflut_lab.registry import register_node
 from difflut_lab.schema import PartOf
 from difflut_lab.seeding import generator
 
+# exactly at 0 or pi a phase has no gradient on bits; validation on digits, hard: 90.6 % with 0.1, 89.2 % with 0.3,
+# 79.2 % with phases all around the circle
+_PHASE_STD = 0.1
+
 
 @register_node("fourier")
 class FourierNodes(GatheredNodes):
@@ -45,7 +49,7 @@ class FourierNodes(GatheredNodes):
     weight : nn.Parameter
         ``(N, W)``; the amplitudes are its magnitudes, scaled.
     phase : nn.Parameter
-        phi, ``(N, W)``.
+        phi, ``(N, W)``; starts near 0 or pi.
     bias : nn.Parameter
         b, ``(N, 1)``; starts at 1/2, where no input reaches the clamp.
     """
@@ -69,7 +73,10 @@ class FourierNodes(GatheredNodes):
         draws = generator(seed, "weight")
         waves = len(chosen)
         self.weight = nn.Parameter(torch.rand(num_nodes, waves, generator=draws) / waves)
-        self.phase = nn.Parameter(2 * math.pi * torch.rand(num_nodes, waves, generator=draws))
+        # near 0 or pi a wave is at its full height on bits; elsewhere its height is spent between them, where the truth
+        # table does not see it
+        signs = torch.randint(0, 2, (num_nodes, waves), generator=draws)
+        self.phase = nn.Parameter(torch.normal(math.pi * signs, _PHASE_STD, generator=draws))
         self.bias = nn.Parameter(torch.full((num_nodes, 1), 0.5))
 
     def logits(self, rows: Tensor) -> Tensor:

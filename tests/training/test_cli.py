@@ -101,7 +101,10 @@ def test_help_lists_groups_and_choices_of_plugins_too(tmp_path):
     (tmp_path / "my_layers.py").write_text((ROOT / "examples" / "my_layers.py").read_text())
     result = start("plugins=[my_layers]", "--help", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "layer: conv_lut, feature_wise_groups, learnable_routing, my_custom_layer, my_layer, random_routing" in result.stdout
+    assert (
+        "layer: conv_lut, feature_wise_groups, learnable_routing, my_custom_layer, my_layer, random_routing"
+        in result.stdout
+    )
     assert "experiment" in result.stdout
 
 

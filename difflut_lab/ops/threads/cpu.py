@@ -4,6 +4,9 @@ torch keeps a team of OpenMP threads, which spin for a while after each of its o
 turns with them on the same cores and start each piece of work late, so kernels run on that team. Its entry point takes
 a plain C function: a few instructions around a compiled kernel, emitted here, that claim runs of nodes until none is
 left. Nothing is handed out in advance, and no run waits for a thread that came late.
+
+What holds for torch's operations holds here: a forked process whose parent has used several threads hangs on more than
+one (start processes by spawning them).
 """
 
 from __future__ import annotations

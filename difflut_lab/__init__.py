@@ -10,8 +10,10 @@ from difflut_lab.registry import (
     register_layer,
     register_model,
     register_node,
+    register_quantizer,
     register_regularizer,
     register_schedule,
+    register_ternary,
 )
 
 __version__ = "0.1.0"
@@ -26,6 +28,8 @@ __all__ = [
     "register_layer",
     "register_model",
     "register_node",
+    "register_quantizer",
     "register_regularizer",
     "register_schedule",
+    "register_ternary",
 ]

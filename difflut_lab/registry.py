@@ -51,7 +51,7 @@ KINDS: dict[str, Kind] = {
         package="difflut_lab.models",
         plural="models",
         provided=frozenset(
-            {"input_shape", "num_classes", "encoder", "layer", "node", "head", "layer_config", "seed"},
+            {"input_shape", "num_classes", "encoder", "layer", "node", "head", "quantizer", "layer_config", "seed"},
         ),
     ),
     "data": Kind(package="difflut_lab.data", plural="data sets"),
@@ -61,6 +61,10 @@ KINDS: dict[str, Kind] = {
     "initializer": Kind(package="difflut_lab.nodes.initializers", plural="initializers"),
     "regularizer": Kind(package="difflut_lab.nodes.regularizers", plural="regularizers"),
     "schedule": Kind(package="difflut_lab.schedules", plural="schedules"),
+    "quantizer": Kind(package="difflut_lab.ternary.quantizers", plural="quantizers"),
+    "ternary": Kind(
+        package="difflut_lab.ternary", plural="ternary layers", provided=frozenset({"layer_config", "seed"})
+    ),
 }
 
 
@@ -231,3 +235,13 @@ def register_regularizer(name: str) -> Callable[[Part], Part]:
 def register_schedule(name: str) -> Callable[[Part], Part]:
     """Register a schedule of values: ``@register_schedule("my_schedule")``."""
     return REGISTRY.register("schedule", name)
+
+
+def register_quantizer(name: str) -> Callable[[Part], Part]:
+    """Register a quantizer of weights: ``@register_quantizer("my_quantizer")``."""
+    return REGISTRY.register("quantizer", name)
+
+
+def register_ternary(name: str) -> Callable[[Part], Part]:
+    """Register a ternary layer: ``@register_ternary("my_layer")``."""
+    return REGISTRY.register("ternary", name)

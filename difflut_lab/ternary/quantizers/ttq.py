@@ -1,0 +1,82 @@
+"""Scales of their own for positive and negative weights, both learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from difflut_lab.registry import register_quantizer
+from difflut_lab.schema import Fraction, PositiveInt, Probability
+from difflut_lab.ternary.quantizers.base import TINY, Granularity, Quantizer, Ternary, straight_through
+
+# of the larger of two scales: what is below would be a zero when ternary weights are quantised again
+SMALLEST = 2.0
+
+
+@register_quantizer("ttq")
+class TrainedTernary(Quantizer):
+    """Codes are ``sign(w)`` where ``|w| > threshold * max|w|``; W_p and W_n are learned (TTQ, arXiv 1612.01064).
+
+    Positive weights become W_p, negative ones -W_n: ``scale = (W_p + W_n) / 2``, ``skew = (W_p - W_n) / 2``. W_p gets
+    the sum of the gradients of the weights of code +1, W_n minus that of code -1. The latent weight gets its gradient
+    times W_p, 1 or W_n where its code is +1, 0 or -1. Neither scale is used below ``2 * threshold`` of the other, so
+    that both stay positive; its gradient passes as if it were.
+
+    Parameters
+    ----------
+    granularity, group_size, blend
+        As of ``Quantizer``.
+    threshold : float
+        In units of the largest magnitude that shares the scale.
+
+    Attributes
+    ----------
+    positive, negative : nn.Parameter
+        W_p and W_n, one per scale; at the start the mean magnitude of the weights with their code.
+    """
+
+    positive: nn.Parameter
+    negative: nn.Parameter
+
+    def __init__(
+        self,
+        *,
+        granularity: Granularity = "channel",
+        group_size: PositiveInt = 64,
+        blend: Probability = 1.0,
+        threshold: Fraction = 0.05,
+    ) -> None:
+        super().__init__(granularity=granularity, group_size=group_size, blend=blend)
+        self.threshold = threshold
+
+    @torch.no_grad()
+    def prepare(self, weight: Tensor) -> None:
+        codes = self._codes(weight)
+        for name, sign in (("positive", 1), ("negative", -1)):
+            kept = (codes == sign).to(weight.dtype)
+            mean = self.sum(weight.abs() * kept) / self.sum(kept).clamp(min=1)
+            # where no weight has the code, the scale of all of them
+            mean = torch.where(self.sum(kept) > 0, mean, self.mean(weight.abs())).clamp(min=TINY)
+            setattr(self, name, nn.Parameter(self.compact(mean).clone()))
+
+    def quantize(self, weight: Tensor, generator: torch.Generator | None) -> Ternary:
+        codes = self._codes(weight.detach())
+        least = SMALLEST * self.threshold
+        larger = torch.maximum(self.positive, self.negative).detach().clamp(min=TINY)
+        positive = self.spread(_at_least(self.positive, least * larger), weight)
+        negative = self.spread(_at_least(self.negative, least * larger), weight)
+        scale, skew = (positive + negative) / 2, (positive - negative) / 2
+        # codes times scale + skew * sign(codes) gives W_p and W_n; where a code is 0 the weight's slope shall be 1
+        slope = torch.where(codes == 0, 1 / scale.detach(), 1.0)
+        return Ternary(straight_through(weight, codes, slope), scale, skew)
+
+    def _codes(self, latent: Tensor) -> Tensor:
+        return torch.sign(latent) * (latent.abs() > self.threshold * self.amax(latent.abs()))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, threshold={self.threshold}"
+
+
+def _at_least(value: Tensor, least: Tensor) -> Tensor:
+    """The larger of both, with the gradient of ``value``."""
+    return value + (torch.maximum(value, least) - value).detach()

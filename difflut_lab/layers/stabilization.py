@@ -15,9 +15,9 @@ def stabilized(gradient: Tensor, config: LayerConfig, feature_dim: int = 1) -> T
     """Standardise a gradient group by group: (g - m) * s / (std(g) + eps).
 
     A group is all elements (``layerwise``), one node, feature or channel over the batch and all positions
-    (``nodewise``) or one sample (``batch``); m is its mean if ``grad_subtract_mean``, else 0; s is ``grad_target_std``; std is the population
-    standard deviation. Groups of one element, and groups where std <= eps + 1e-6 * abs(mean), are left alone: what
-    little they spread is rounding.
+    (``nodewise``) or one sample (``batch``); m is its mean if ``grad_subtract_mean``, else 0; s is
+    ``grad_target_std``; std is the population standard deviation. Groups of one element, and groups where
+    std <= eps + 1e-6 * abs(mean), are left alone: what little they spread is rounding.
 
     Parameters
     ----------

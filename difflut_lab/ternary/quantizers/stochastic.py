@@ -14,7 +14,7 @@ from difflut_lab.ternary.quantizers.base import TINY, Ternary, straight_through
 
 @register_quantizer("stochastic")
 class Stochastic(AbsMean):
-    """In training a code is ``sign(w)`` with probability ``min(|w| / m, 1)``, else 0; the scale is m, the mean of ``|w|``.
+    """In training a code is ``sign(w)`` with probability ``min(|w| / m, 1)``, else 0; m, the scale, is the mean of |w|.
 
     Within ``|w| <= m`` the expected weight is the latent weight (Courbariaux et al., arXiv 1511.00363, for three
     values; Lin et al., arXiv 1510.03009). In eval mode codes are those of ``absmean``. The gradient reaches the latent

@@ -27,8 +27,23 @@ FAN_INS = (1, 2, 4, 6)
 SHAPES = {"mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 # groups of which a run may have several, under keys of their own
 PLACES = {"schedule": "+schedule@schedules.head.tau=", "augmentation": "+augmentation@augmentations.mine="}
+# what makes a model small enough for a test
+SMALL = {
+    "lut_mlp": ["model.widths=[40,20]"],
+    "lut_conv": ["model.widths=[40,20]"],
+    "ternary_mlp": ["model.widths=[20,20]"],
+    "ternary_resnet": ["model.widths=[8,12]", "model.blocks=[1,1]"],
+    "ternary_vit": ["model.d_model=12", "model.depth=1"],
+    "ternary_lstm": ["model.hidden_size=16"],
+}
+# groups that only some models have
+MODELS = {"quantizer": "ternary_mlp"}
 # mandatory values
-NEEDED = {"data/npz": ["data.path=somewhere.npz"], "schedule": ["schedules.head.tau.end=3"]}
+NEEDED = {
+    "data/npz": ["data.path=somewhere.npz"],
+    "quantizer/fixed": ["quantizer.threshold=0.02"],
+    "schedule": ["schedules.head.tau.end=3"],
+}
 
 
 def built_in(kind: str) -> list[str]:
@@ -134,15 +149,16 @@ def test_examples(examples: dict[str, Any], layer: str, options: dict[str, Any])
 
 
 def composed(words: list[str]) -> Config:
-    """What the command line would make of the words, checked."""
+    """What the command line would make of the words, checked; of a model in the size for tests."""
     register_resolvers()
     with initialize_config_dir(str(config_directory()), version_base="1.3"):
+        words = [*words, *SMALL[compose("train", words).model.name]]
         return resolve(compose("train", words), words)
 
 
 @pytest.mark.parametrize("name", built_in("model"))
 def test_models(name: str) -> None:
-    config = composed([f"model={name}", "model.widths=[40,20]"])
+    config = composed([f"model={name}"])
     groups = {group: config[group] for group in groups_of(model_of(config))}
     options = {key: value for key, value in config["model"].items() if key != "name"}
     check_model(name, input_shape=(1, 8, 8), groups=groups, **options)
@@ -154,8 +170,9 @@ FILES = sorted(path.relative_to(config_directory()) for path in config_directory
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.with_suffix("")))
 def test_every_file_builds_a_network_that_takes_a_step(path: Path) -> None:
     group, name = path.parent.name, path.stem
-    words = [PLACES.get(group, f"{group}=") + name, *NEEDED.get(group, []), *NEEDED.get(f"{group}/{name}", [])]
-    config = composed([*words, "model.widths=[40,20]"])
+    words = [f"model={MODELS[group]}"] if group in MODELS else []
+    words += [PLACES.get(group, f"{group}=") + name, *NEEDED.get(group, []), *NEEDED.get(f"{group}/{name}", [])]
+    config = composed(words)
     shape = SHAPES.get(config["data"]["name"], (1, 8, 8))
     random = torch.random.get_rng_state()
     model = build_model(config, shape, 10)
@@ -163,7 +180,8 @@ def test_every_file_builds_a_network_that_takes_a_step(path: Path) -> None:
     x, y = torch.rand(64, *shape), torch.arange(64) % 10
     model.calibrate(x)
     optimizer = instantiate(config["optimizer"], "optimizer", model.parameters())
-    scheduler = instantiate(config["scheduler"], "scheduler", optimizer) if config["scheduler"] else None
+    steps = {"steps_per_epoch": 10}
+    scheduler = instantiate(config["scheduler"], "scheduler", optimizer, **steps) if config["scheduler"] else None
     start = [parameter.detach().clone() for parameter in model.parameters()]
     loss = torch.nn.functional.cross_entropy(model(x), y)
     loss.backward()

@@ -90,7 +90,7 @@ class IdxImages:
         log.info("Downloading %s to %s", self.source, raw)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f".{self.source}-", dir=folder) as temporary, _socket_timeout():
+            with tempfile.TemporaryDirectory(prefix=f".{self.source}-", dir=folder) as temporary, socket_timeout():
                 # archives that were put there by hand spare the network
                 fetched = Path(temporary, self.source, "raw")
                 fetched.mkdir(parents=True)
@@ -152,7 +152,8 @@ class FashionMnist(IdxImages):
 
 
 @contextlib.contextmanager
-def _socket_timeout() -> Iterator[None]:
+def socket_timeout() -> Iterator[None]:
+    """Within this context a download that gets no answer gives up."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

@@ -11,6 +11,11 @@ from difflut_lab.layers.base import BaseLUTLayer
 from difflut_lab.nodes import LUTNodes
 
 
+def has_relaxation(model: nn.Module) -> bool:
+    """Whether ``soft(model)`` evaluates anything else than eval mode does: whether there is a bank of LUT nodes."""
+    return any(isinstance(module, LUTNodes) for module in model.modules())
+
+
 @contextmanager
 def soft(model: nn.Module) -> Iterator[None]:
     """Within this context the model is in eval mode and every bank of LUT nodes evaluates its relaxation.

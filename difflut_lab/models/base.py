@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from difflut_lab.nodes import LUTNodes
+from difflut_lab.ternary import TernaryLayer
+
 
 class Model(nn.Module):
     """Base class of architectures: raw features in, class scores out.
@@ -54,6 +57,9 @@ class Model(nn.Module):
         """
 
     @property
-    def num_tables(self) -> int:
-        """Number of lookup tables in the network."""
-        return 0
+    def counts(self) -> dict[str, int]:
+        """How many ``tables`` and ``ternary_weights`` the network has, of each kind that it has any of."""
+        tables = sum(module.num_nodes for module in self.modules() if isinstance(module, LUTNodes))
+        ternary = [module for module in self.modules() if isinstance(module, TernaryLayer) and not module.is_float]
+        found = {"tables": tables, "ternary_weights": sum(layer.weight.numel() for layer in ternary)}
+        return {name: count for name, count in found.items() if count}

@@ -16,7 +16,6 @@ from difflut_lab.heads import build_head
 from difflut_lab.layers import OrPool, Shortcut
 from difflut_lab.models.base import Model
 from difflut_lab.models.stack import build_layer, plan
-from difflut_lab.nodes import LUTNodes
 from difflut_lab.registry import REGISTRY, register_model
 from difflut_lab.schema import PartOf, PositiveInt
 from difflut_lab.seeding import derive_seed
@@ -127,11 +126,6 @@ class LUTConv(Model):
     def calibrate(self, x: Tensor) -> None:
         """Fit the encoder on the training split, ``(S, C, H, W)``."""
         self.encoder.fit(x)
-
-    @property
-    def num_tables(self) -> int:
-        """Number of lookup tables in the network."""
-        return sum(bank.num_nodes for bank in self.modules() if isinstance(bank, LUTNodes))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(B, num_classes)`` of normalised images ``(B, C, H, W)``."""

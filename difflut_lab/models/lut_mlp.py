@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from difflut_lab.encoders import build_encoder
 from difflut_lab.heads import build_head
-from difflut_lab.layers import BaseLUTLayer
 from difflut_lab.models.base import Model
 from difflut_lab.models.stack import build_layer, plan
 from difflut_lab.registry import register_model
@@ -87,11 +86,6 @@ class LUTMLP(Model):
     def calibrate(self, x: Tensor) -> None:
         """Fit the encoder's thresholds on the training split, ``(S, *input_shape)``."""
         self.encoder.fit(x)
-
-    @property
-    def num_tables(self) -> int:
-        """Number of lookup tables in the network."""
-        return sum(layer.output_size for layer in self.layers if isinstance(layer, BaseLUTLayer))
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores ``(B, num_classes)`` of normalised features ``(B, *input_shape)``."""

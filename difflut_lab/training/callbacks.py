@@ -19,7 +19,7 @@ from difflut_lab.training.console import new_console
 from difflut_lab.training.network import Network
 from difflut_lab.training.paths import replacing
 
-HISTORY = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "val/acc_soft", "val/gap", "lr", "seconds")
+HISTORY = ("epoch", "train/loss", "train/acc", "val/loss", "val/acc", "lr", "seconds")
 
 
 class Schedules(Callback):

@@ -221,7 +221,11 @@ def _check_roots(config: Config, groups: Sequence[str], model: str) -> None:
 
 
 def _check_library(config: Config) -> None:
-    for group, provided in (("optimizer", ("params",)), ("scheduler", ("optimizer",)), ("trainer", ())):
+    for group, provided in (
+        ("optimizer", ("params",)),
+        ("scheduler", ("optimizer", "steps_per_epoch")),
+        ("trainer", ()),
+    ):
         if config.get(group):
             schema.validate_target(config[group], group, provided)
     for group in ("callbacks", "logger"):
@@ -232,7 +236,7 @@ def _check_library(config: Config) -> None:
     # built once on nothing, so that what their own checks refuse is refused before data is read
     optimizer = instantiate(config["optimizer"], "optimizer", [nn.Parameter(torch.zeros(1))])
     if config.get("scheduler"):
-        instantiate(config["scheduler"], "scheduler", optimizer)
+        instantiate(config["scheduler"], "scheduler", optimizer, steps_per_epoch=1)
     trainer = config["trainer"]
     for key in ("logger", "callbacks", "default_root_dir", "fast_dev_run"):
         if key in trainer:

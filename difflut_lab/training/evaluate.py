@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from difflut_lab import schema
 from difflut_lab.data import DataSet
 from difflut_lab.errors import CheckpointError
-from difflut_lab.layers import soft
+from difflut_lab.layers import has_relaxation, soft
 from difflut_lab.registry import REGISTRY
 from difflut_lab.training.checkpoint import KEY, load_network, read
 from difflut_lab.training.datamodule import Batches
@@ -31,7 +31,7 @@ def evaluate(path: str | Path, data: Mapping[str, Any] | None = None) -> dict[st
     Returns
     -------
     dict
-        ``test/acc`` (hard), ``test/acc_soft``, ``test/gap``, ``test/loss``.
+        ``test/acc`` (hard), ``test/loss``, and of networks with LUT nodes ``test/acc_soft`` and ``test/gap``.
 
     Raises
     ------
@@ -46,6 +46,7 @@ def evaluate(path: str | Path, data: Mapping[str, Any] | None = None) -> dict[st
         raise CheckpointError(
             f"ckpt={path}: was trained on the classes {network.class_names}, the data has {list(data_set.class_names)}."
         )
+    relaxes = has_relaxation(network)
     count, hard, relaxed, loss = 0, 0, 0, 0.0
     with torch.no_grad():
         for x, y in Batches(data_set.test, config["eval_batch_size"]):
@@ -53,11 +54,10 @@ def evaluate(path: str | Path, data: Mapping[str, Any] | None = None) -> dict[st
             count += len(y)
             hard += int((scores.argmax(dim=1) == y).sum())
             loss += float(F.cross_entropy(scores, y, reduction="sum"))
-            with soft(network):
-                relaxed += int((network(x).argmax(dim=1) == y).sum())
-    return {
-        "test/acc": hard / count,
-        "test/acc_soft": relaxed / count,
-        "test/gap": (relaxed - hard) / count,
-        "test/loss": loss / count,
-    }
+            if relaxes:
+                with soft(network):
+                    relaxed += int((network(x).argmax(dim=1) == y).sum())
+    results = {"test/acc": hard / count, "test/loss": loss / count}
+    if relaxes:
+        results |= {"test/acc_soft": relaxed / count, "test/gap": (relaxed - hard) / count}
+    return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from difflut_lab.errors import TrainingError
-from difflut_lab.layers import soft
+from difflut_lab.layers import has_relaxation, soft
 from difflut_lab.nodes import LUTNodes
 from difflut_lab.training.checkpoint import KEY
 from difflut_lab.training.compose import instantiate
 from difflut_lab.training.network import Network
+from difflut_lab.training.optim import parameter_groups
 
 CHECK_EVERY = 50  # steps between looks at the loss: each is a wait for the accelerator
 
@@ -27,8 +29,9 @@ Batch = tuple[Tensor, Tensor]
 class Classifier(L.LightningModule):
     """Trains a network with cross-entropy; measures it hard (as truth tables) and soft (as its relaxation).
 
-    Logged once an epoch: ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc`` (hard), ``val/acc_soft``,
-    ``val/gap`` (soft minus hard), ``lr``, and where nodes are regularised ``train/regularization``. Losses are the
+    Logged once an epoch: ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc`` (hard), ``lr``; of networks with LUT
+    nodes ``val/acc_soft`` and ``val/gap`` (soft minus hard); and where those are regularised
+    ``train/regularization``. Losses are the
     cross-entropy alone; what is minimised is its sum with ``train/regularization``.
 
     Parameters
@@ -46,6 +49,7 @@ class Classifier(L.LightningModule):
         self.network = network
         self.config = config
         self.header = header
+        self.relaxes = has_relaxation(network)
         num_classes = len(network.class_names)
         self.hard_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.soft_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -71,13 +75,18 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and scheduler that the configuration names by ``_target_``."""
-        optimizer = instantiate(self.config["optimizer"], "optimizer", self.network.parameters())
+        decays = self.config["optimizer"].get("weight_decay")
+        parameters = parameter_groups(self.network) if decays else self.network.parameters()
+        optimizer = instantiate(self.config["optimizer"], "optimizer", parameters)
         if not self.config["scheduler"]:
             return optimizer
-        scheduler = instantiate(self.config["scheduler"], "scheduler", optimizer)
+        assert self.trainer.max_epochs is not None
+        steps_per_epoch = math.ceil(self.trainer.estimated_stepping_batches / self.trainer.max_epochs)
+        scheduler = instantiate(self.config["scheduler"], "scheduler", optimizer, steps_per_epoch=steps_per_epoch)
+        interval = getattr(scheduler, "INTERVAL", "epoch")
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "epoch", "monitor": "val/loss"},
+            "lr_scheduler": {"scheduler": scheduler, "interval": interval, "monitor": "val/loss"},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -151,14 +160,18 @@ class Classifier(L.LightningModule):
         self._eval_count += len(y)
         self._eval_loss += F.cross_entropy(scores, y, reduction="sum")
         self.hard_accuracy.update(scores.argmax(dim=1), y)
-        with soft(self.network):
-            self.soft_accuracy.update(self(x).argmax(dim=1), y)
+        if self.relaxes:
+            with soft(self.network):
+                self.soft_accuracy.update(self(x).argmax(dim=1), y)
 
     def _log_evaluation(self, stage: str) -> None:
-        hard, soft_ = self.hard_accuracy.compute(), self.soft_accuracy.compute()
+        hard = self.hard_accuracy.compute()
         self.hard_accuracy.reset()
-        self.soft_accuracy.reset()
-        self.log_dict({f"{stage}/acc": hard, f"{stage}/acc_soft": soft_, f"{stage}/gap": soft_ - hard})
+        self.log(f"{stage}/acc", hard)
+        if self.relaxes:
+            relaxed = self.soft_accuracy.compute()
+            self.soft_accuracy.reset()
+            self.log_dict({f"{stage}/acc_soft": relaxed, f"{stage}/gap": relaxed - hard})
         self.log(f"{stage}/loss", self._eval_loss / self._eval_count, sync_dist=True)
 
     def _check_finite(self) -> None:

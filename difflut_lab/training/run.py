@@ -38,6 +38,7 @@ from difflut_lab.training.compose import (
     resolve,
 )
 from difflut_lab.training.datamodule import InMemoryData
+from difflut_lab.training.health import TernaryHealth, ternary_layers
 from difflut_lab.training.module import Classifier
 from difflut_lab.training.network import Network
 from difflut_lab.training.paths import git_revision, replacing, write_json
@@ -114,9 +115,11 @@ def _train(
     checkpoints = Checkpoints(directory / "checkpoints")
     if config["ckpt"]:
         _bring_best(Path(config["ckpt"]), checkpoints.best_path)
-    logged = [f"schedule/{key}" for key in schedules.keys] + ["train/regularization"] * module.regularizes
+    logged = ["val/acc_soft", "val/gap"] * module.relaxes
+    logged += [f"schedule/{key}" for key in schedules.keys] + ["train/regularization"] * module.regularizes
     history = History(directory / "history.csv", logged)
-    trainer = _build_trainer(config, loggers, directory, [schedules, history, EpochProgress(), checkpoints])
+    health = [TernaryHealth(module.network, directory / "health.csv")] if ternary_layers(module.network) else []
+    trainer = _build_trainer(config, loggers, directory, [schedules, *health, history, EpochProgress(), checkpoints])
     picture = None if config["fast_dev_run"] else WiringPicture(module.network, datamodule.data.input_shape)
     start = time.perf_counter()
     try:
@@ -135,7 +138,7 @@ def _train(
         "epochs": epochs,
         "train/seconds": round(seconds, 3),
         "parameters": sum(parameter.numel() for parameter in module.network.parameters() if parameter.requires_grad),
-        "tables": module.network.model.num_tables,
+        **module.network.model.counts,
         "seed": config["seed"],
         "kernels": chosen_kernels(),
         "device": str(trainer.strategy.root_device),

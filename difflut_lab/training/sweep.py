@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,11 @@ def summarise(directory: Path) -> list[dict[str, Any]]:
             word.partition("=")[0].lstrip("+"): word.partition("=")[2] for word in words
         }
         row |= {"status": "failed" if (path / "error.txt").exists() else "done" if results else "interrupted"}
-        row |= {name: results.get(name) for name in METRICS}
+        row |= {name: results[name] for name in METRICS if name in results}
         rows.append(row | {"directory": path.name})
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    # keys of overrides first, then what every row has
-    tail = ["status", *METRICS, "directory"]
+    # keys of overrides first, then what rows have in common
+    tail = ["status", *_metrics(rows), "directory"]
     columns = [key for key in columns if key not in tail] + tail
     with open(directory / "summary.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, columns)
@@ -103,14 +104,15 @@ def show(rows: list[dict[str, Any]], directory: Path) -> None:
     short = len({key.rpartition(".")[2] for key in shown}) == len(shown)
     for key in shown:
         table.add_column(key.rpartition(".")[2] if short else key, overflow="fold", min_width=8)
-    for name in METRICS:
+    metrics = _metrics(rows)
+    for name in metrics:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         cells: list[Text | str] = [Text(str(row.get(key, ""))) for key in shown]
         if row["status"] != "done":
-            table.add_row(*cells, f"[red]{row['status']}[/red]", *[""] * (len(METRICS) - 1))
+            table.add_row(*cells, f"[red]{row['status']}[/red]", *[""] * (len(metrics) - 1))
         else:
-            table.add_row(*cells, *(_cell(name, row[name]) for name in METRICS))
+            table.add_row(*cells, *(_cell(name, row.get(name)) for name in metrics))
     console = new_console()
     console.print()
     console.print(table)
@@ -120,6 +122,11 @@ def show(rows: list[dict[str, Any]], directory: Path) -> None:
                 f"job {row['job']} failed: {shown_path(directory / row['directory'] / 'error.txt')}", soft_wrap=True
             )
     console.print(f"{shown_path(directory / 'summary.csv')}", soft_wrap=True, highlight=False)
+
+
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The metrics that any row has; networks without a relaxation lack some."""
+    return [name for name in METRICS if any(name in row for row in rows)] or [*METRICS]
 
 
 def _cell(name: str, value: float | None) -> str:

@@ -61,13 +61,13 @@ def wandb_logger(
     name, group : str, optional
         The run's name and group; by default its overrides and its sweep.
     tags : list of str, optional
-        Added to the names of model, data set, layer and node.
+        Added to the names of model, data set, layer, node and quantizer.
     save_dir, config, overrides, sweep
         Supplied by ``build_loggers``.
     """
     import wandb
 
-    parts = [config[key]["name"] for key in ("model", "data", "layer", "node") if key in config]
+    parts = [config[key]["name"] for key in ("model", "data", "layer", "node", "quantizer") if key in config]
     run = wandb.init(
         dir=save_dir,
         project=project,
@@ -81,7 +81,7 @@ def wandb_logger(
         settings=wandb.Settings(silent=True),
     )
     logger = WandbLogger(experiment=run)
-    for metric in ("train/*", "val/*", "test/*", "schedule/*", "lr"):
+    for metric in ("train/*", "val/*", "test/*", "schedule/*", "health/*", "lr"):
         run.define_metric(metric, step_metric="epoch")
     return logger
 
@@ -91,6 +91,28 @@ def log_picture(loggers: Sequence[Logger], name: str, path: Path) -> None:
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             logger.log_image(name, [str(path)])
+
+
+def log_histograms(
+    loggers: Sequence[Logger], histograms: Mapping[str, tuple[list[float], list[float]]], epoch: int
+) -> None:
+    """Show an epoch's histograms in the wandb run, if that is where the run is tracked.
+
+    Parameters
+    ----------
+    loggers : sequence of Logger
+        Of the run.
+    histograms : mapping
+        By name, counts and the edges of their bins, one more than counts.
+    epoch : int
+        What they are plotted over.
+    """
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            from wandb import Histogram
+
+            content = {name: Histogram(np_histogram=pair) for name, pair in histograms.items()}
+            logger.experiment.log({**content, "epoch": epoch}, commit=False)
 
 
 def close_loggers() -> None:

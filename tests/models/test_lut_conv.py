@@ -47,8 +47,8 @@ def test_blocks_then_layers_for_images_of_any_size(shape: tuple[int, ...], plane
     assert model(features(4, shape)).shape == (4, 5)
     assert [layer.layer_index for layer in model.layers if hasattr(layer, "layer_index")] == [0, 1, 2, 3]
     # the last width is rounded up to a multiple of the classes
-    assert model.num_tables == 6 + 8 + 30 + 25
-    assert build(layer={"name": "conv_lut", "tree_depth": 2}).num_tables == 4 * (6 + 8) + 30 + 25
+    assert model.counts["tables"] == 6 + 8 + 30 + 25
+    assert build(layer={"name": "conv_lut", "tree_depth": 2}).counts["tables"] == 4 * (6 + 8) + 30 + 25
 
 
 def test_bits_of_a_channel_are_planes_beside_each_other() -> None:

@@ -28,7 +28,7 @@ def features(count=16):
 def test_the_last_width_is_rounded_up_to_a_multiple_of_the_classes():
     model = build(widths=[30, 21])
     assert [layer.output_size for layer in model.layers] == [30, 25]
-    assert model.num_tables == 55
+    assert model.counts["tables"] == 55
     resolved = LUTMLP.resolve({"widths": [30, 21]}, {"layer": {}, "node": {}, "layer_config": {}}, num_classes=5)
     assert resolved == {"widths": [30, 25], "per_layer": {}}
 

@@ -10,8 +10,9 @@ from omegaconf import DictConfig
 
 from difflut_lab.training.paths import config_directory, register_resolvers
 
-# a run of a second: small network, few epochs, no logger
-SMALL = ["model.widths=[40,20]", "trainer=cpu", "trainer.max_epochs=2", "logger=none"]
+# a run of a second: few epochs, no logger, and a small network where a test does not choose its own
+SHORT = ["trainer=cpu", "trainer.max_epochs=2", "logger=none"]
+SMALL = ["model.widths=[40,20]"]
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def train(composed: Callable[..., DictConfig], tmp_path: Path) -> Callable[..., 
     from difflut_lab.training.run import run
 
     def with_overrides(*overrides: str, name: str = "run", **options: Any) -> Path:
-        words = [*SMALL, *overrides]
+        chosen = any(word.startswith("model=") for word in overrides)
+        words = [*([] if chosen else SMALL), *SHORT, *overrides]
         directory = tmp_path / name
         directory.mkdir(exist_ok=True)
         run(composed(*words), words, directory, **options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -48,8 +50,16 @@ class TernaryLinear(TernaryLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``(..., O)`` of inputs ``(..., I)``."""
-        y = functional.linear(self.quantize_activations(x), self.effective_weight(), self.effective_bias())
-        return self.stabilize(y)
+        return self.bound()(x)
+
+    def bound(self) -> Callable[[Tensor], Tensor]:
+        """The layer with its weight quantised now, and codes drawn and flipped, for use on several inputs."""
+        weight, bias = self.effective_weight(), self.effective_bias()
+
+        def apply(x: Tensor) -> Tensor:
+            return self.stabilize(functional.linear(self.quantize_activations(x), weight, bias))
+
+        return apply
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {super().extra_repr()}"

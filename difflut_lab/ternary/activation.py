@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from difflut_lab import schema
 from difflut_lab.errors import ConfigError
-from difflut_lab.layers import LayerConfig
 from difflut_lab.layers.stabilization import stabilize
 from difflut_lab.registry import register_ternary
 from difflut_lab.schema import PositiveInt
 from difflut_lab.seeding import derive_seed
-from difflut_lab.ternary.base import LayerConfigSpec, flip_codes
+from difflut_lab.ternary.base import Augmented, LayerConfigSpec, flip_codes
 
 THRESHOLD = 0.5
 
@@ -25,7 +22,7 @@ Activation = Literal["relu", "ternary", "learnable_ternary"]
 
 
 @register_ternary("activation")
-class TernaryActivation(nn.Module):
+class TernaryActivation(Augmented):
     """The sign of inputs beyond thresholds of +-0.5, else 0.
 
     The gradient is that of ``clip(x, -1, 1)``: it passes where ``|x| <= 1`` (straight-through, Hubara et al.,
@@ -55,19 +52,6 @@ class TernaryActivation(nn.Module):
         self.seed = seed
         self.feature_dim = feature_dim
         self.register_buffer("draw_step", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def layer_config(self) -> LayerConfig:
-        """Augmentation while training; may be replaced at any time."""
-        return self._layer_config
-
-    @layer_config.setter
-    def layer_config(self, config: LayerConfigSpec) -> None:
-        if not isinstance(config, LayerConfig | Mapping | None):
-            raise ConfigError(f"layer_config={config!r}: must be a LayerConfig or a mapping of its fields.")
-        if not isinstance(config, LayerConfig):
-            config = LayerConfig(**schema.validate(LayerConfig, config or {}, "layer_config"))
-        self._layer_config = config
 
     def trits(self, x: Tensor) -> Tensor:
         """Codes of inputs, with their gradients."""

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from difflut_lab.errors import ConfigError
 from difflut_lab.registry import register_ternary
 from difflut_lab.schema import PositiveInt, Probability
 from difflut_lab.seeding import derive_seed
-from difflut_lab.ternary.base import ActivationBits, LayerConfigSpec, QuantizerSpec
+from difflut_lab.ternary.base import ActivationBits, Augmented, LayerConfigSpec, QuantizerSpec
 from difflut_lab.ternary.linear import TernaryLinear
 
 
 @register_ternary("attention")
-class TernaryAttention(nn.Module):
+class TernaryAttention(Augmented):
     """Multi-head attention (Vaswani et al., arXiv 1706.03762) whose four projections have ternary weights.
 
     Between the projections, torch's fused scaled dot-product attention computes in float.
@@ -73,6 +73,7 @@ class TernaryAttention(nn.Module):
         self.k_proj = TernaryLinear(d_model, d_model, bias, seed=derive_seed(seed, "k_proj"), **ternary)
         self.v_proj = TernaryLinear(d_model, d_model, bias, seed=derive_seed(seed, "v_proj"), **ternary)
         self.out_proj = TernaryLinear(d_model, d_model, bias, seed=derive_seed(seed, "out_proj"), **ternary)
+        self.layer_config = layer_config
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, causal: bool = False

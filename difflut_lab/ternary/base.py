@@ -28,7 +28,28 @@ ActivationBits = Literal[8] | None
 LayerConfigSpec = LayerConfig | Mapping[str, Any] | None
 
 
-class TernaryLayer(nn.Module):
+class Augmented(nn.Module):
+    """A module with a ``layer_config``, which it shares with all such modules in it."""
+
+    _layer_config: LayerConfig
+
+    @property
+    def layer_config(self) -> LayerConfig:
+        """Augmentation while training; may be replaced at any time, in this module and all that are in it."""
+        return self._layer_config
+
+    @layer_config.setter
+    def layer_config(self, config: LayerConfigSpec) -> None:
+        if not isinstance(config, LayerConfig | Mapping | None):
+            raise ConfigError(f"layer_config={config!r}: must be a LayerConfig or a mapping of its fields.")
+        if not isinstance(config, LayerConfig):
+            config = LayerConfig(**schema.validate(LayerConfig, config or {}, "layer_config"))
+        for module in self.modules():
+            if isinstance(module, Augmented):
+                module._layer_config = config
+
+
+class TernaryLayer(Augmented):
     """A layer whose weight is quantised anew in every forward, from a latent float weight that is trained.
 
     A subclass computes its output from ``effective_weight()`` and ``effective_bias()``, with inputs that
@@ -93,19 +114,6 @@ class TernaryLayer(nn.Module):
         if self.bias is not None:
             self.bias_quantizer.prepare(self.bias)
         self.register_buffer("draw_step", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def layer_config(self) -> LayerConfig:
-        """Augmentation while training; may be replaced at any time."""
-        return self._layer_config
-
-    @layer_config.setter
-    def layer_config(self, config: LayerConfigSpec) -> None:
-        if not isinstance(config, LayerConfig | Mapping | None):
-            raise ConfigError(f"layer_config={config!r}: must be a LayerConfig or a mapping of its fields.")
-        if not isinstance(config, LayerConfig):
-            config = LayerConfig(**schema.validate(LayerConfig, config or {}, "layer_config"))
-        self._layer_config = config
 
     @property
     def is_float(self) -> bool:

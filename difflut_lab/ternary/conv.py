@@ -11,7 +11,7 @@ from difflut_lab.errors import ConfigError
 from difflut_lab.registry import register_ternary
 from difflut_lab.schema import PositiveInt
 from difflut_lab.seeding import derive_seed
-from difflut_lab.ternary.base import ActivationBits, LayerConfigSpec, QuantizerSpec, TernaryLayer
+from difflut_lab.ternary.base import ActivationBits, Augmented, LayerConfigSpec, QuantizerSpec, TernaryLayer
 
 Size = int | tuple[int, int]
 
@@ -102,7 +102,7 @@ class TernaryConv2d(TernaryLayer):
 
 
 @register_ternary("depthwise_separable")
-class TernaryDepthwiseSeparable(nn.Sequential):
+class TernaryDepthwiseSeparable(Augmented, nn.Sequential):
     """A convolution of each channel alone, then a 1 x 1 convolution across them, both ternary.
 
     ``(B, C, H, W)`` to ``(B, O, H', W')`` (Howard et al., MobileNets, arXiv 1704.04861, without the batch
@@ -162,6 +162,7 @@ class TernaryDepthwiseSeparable(nn.Sequential):
             layer_config=layer_config,
             seed=derive_seed(seed, "pointwise"),
         )
+        self.layer_config = layer_config
 
 
 def _pair(size: Size) -> tuple[int, int]:

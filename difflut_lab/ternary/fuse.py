@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from difflut_lab.registry import register_ternary
 from difflut_lab.schema import PositiveInt
 from difflut_lab.ternary.activation_quantization import fake_quantize
-from difflut_lab.ternary.base import ActivationBits, LayerConfigSpec, QuantizerSpec
+from difflut_lab.ternary.base import ActivationBits, Augmented, LayerConfigSpec, QuantizerSpec
 from difflut_lab.ternary.conv import Size, TernaryConv2d
 from difflut_lab.ternary.norm import TernaryBatchNorm
 from difflut_lab.ternary.quantizers import Ternary
@@ -121,7 +121,7 @@ class FoldedConv2d(nn.Module):
 
 
 @register_ternary("fused_conv_bn")
-class FusedTernaryConvBN(nn.Module):
+class FusedTernaryConvBN(Augmented):
     """A ternary convolution and a batch norm that become one convolution: ``(B, C, H, W)`` to ``(B, O, H', W')``.
 
     It is trained as the pair. After training, ``fuse()`` folds the batch norm into the convolution's scales.
@@ -174,6 +174,7 @@ class FusedTernaryConvBN(nn.Module):
             seed=seed,
         )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels)
+        self.layer_config = layer_config
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised outputs ``(B, O, H', W')`` of inputs ``(B, C, H, W)``."""

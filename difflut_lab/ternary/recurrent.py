@@ -11,14 +11,14 @@ from torch.nn import functional
 from difflut_lab.registry import register_ternary
 from difflut_lab.schema import PositiveInt, Probability
 from difflut_lab.seeding import derive_seed
-from difflut_lab.ternary.base import ActivationBits, LayerConfigSpec, QuantizerSpec
+from difflut_lab.ternary.base import ActivationBits, Augmented, LayerConfigSpec, QuantizerSpec
 from difflut_lab.ternary.linear import TernaryLinear
 
 State = tuple[Tensor, Tensor]
 
 
 @register_ternary("lstm_cell")
-class TernaryLSTMCell(nn.Module):
+class TernaryLSTMCell(Augmented):
     """``nn.LSTMCell`` with ternary weights (Hochreiter and Schmidhuber 1997; gates in the order i, f, g, o).
 
     Parameters
@@ -63,6 +63,7 @@ class TernaryLSTMCell(nn.Module):
         gates = 4 * hidden_size
         self.input_proj = TernaryLinear(input_size, gates, bias, seed=derive_seed(seed, "input_proj"), **ternary)
         self.hidden_proj = TernaryLinear(hidden_size, gates, False, seed=derive_seed(seed, "hidden_proj"), **ternary)
+        self.layer_config = layer_config
         if self.input_proj.bias is not None:
             with torch.no_grad():
                 self.input_proj.bias[hidden_size : 2 * hidden_size] = 1
@@ -100,7 +101,7 @@ class TernaryLSTMCell(nn.Module):
 
 
 @register_ternary("lstm")
-class TernaryLSTM(nn.Module):
+class TernaryLSTM(Augmented):
     """``nn.LSTM`` with ternary weights: layers of cells over a sequence.
 
     Parameters
@@ -154,6 +155,7 @@ class TernaryLSTM(nn.Module):
             )
             for index in range(num_layers)
         )
+        self.layer_config = layer_config
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Hidden states of the last layer, and the last hidden and cell states of all layers.

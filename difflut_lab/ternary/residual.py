@@ -11,13 +11,13 @@ from difflut_lab.registry import register_ternary
 from difflut_lab.schema import PositiveInt
 from difflut_lab.seeding import derive_seed
 from difflut_lab.ternary.activation import Activation, build_activation
-from difflut_lab.ternary.base import ActivationBits, LayerConfigSpec, QuantizerSpec
+from difflut_lab.ternary.base import ActivationBits, Augmented, LayerConfigSpec, QuantizerSpec
 from difflut_lab.ternary.conv import TernaryConv2d, TernaryDepthwiseSeparable
 
 Conv = Literal["conv2d", "depthwise_separable"]
 
 
-class _Block(nn.Module):
+class _Block(Augmented):
     """What blocks have in common: options of their convolutions, and the shortcut."""
 
     # pairs of a convolution and the batch normalisation that it alone feeds
@@ -41,6 +41,8 @@ class _Block(nn.Module):
             downsample = nn.Sequential(
                 self._conv("downsample", in_channels, out_channels, 1, stride), nn.BatchNorm2d(out_channels)
             )
+        # a shortcut that was given keeps its own
+        self.layer_config = ternary["layer_config"]
         self.downsample = downsample
 
     def _conv(self, name: str, inputs: int, outputs: int, kernel_size: int, stride: int = 1) -> nn.Module:

@@ -15,5 +15,16 @@ from difflut_lab.testing.initializers import check_initializer
 from difflut_lab.testing.layers import check_layer
 from difflut_lab.testing.models import check_model
 from difflut_lab.testing.nodes import check_node
+from difflut_lab.testing.quantizers import check_quantizer
+from difflut_lab.testing.ternary import check_ternary_layer
 
-__all__ = ["check_encoder", "check_head", "check_initializer", "check_layer", "check_model", "check_node"]
+__all__ = [
+    "check_encoder",
+    "check_head",
+    "check_initializer",
+    "check_layer",
+    "check_model",
+    "check_node",
+    "check_quantizer",
+    "check_ternary_layer",
+]

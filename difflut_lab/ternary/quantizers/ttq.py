@@ -79,4 +79,5 @@ class TrainedTernary(Quantizer):
 
 def _at_least(value: Tensor, least: Tensor) -> Tensor:
     """The larger of both, with the gradient of ``value``."""
-    return value + (torch.maximum(value, least) - value).detach()
+    # a sum with the difference would round a small result to 0
+    return straight_through(value, torch.maximum(value, least).detach(), 1.0)

@@ -6,6 +6,7 @@ Parametrised over the registry and the configuration tree: a new part or file is
 from __future__ import annotations
 
 import runpy
+import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,16 @@ from hydra import compose, initialize_config_dir
 
 from difflut_lab import REGISTRY, schema
 from difflut_lab.errors import ConfigError
-from difflut_lab.testing import check_encoder, check_head, check_initializer, check_layer, check_model, check_node
+from difflut_lab.testing import (
+    check_encoder,
+    check_head,
+    check_initializer,
+    check_layer,
+    check_model,
+    check_node,
+    check_quantizer,
+    check_ternary_layer,
+)
 from difflut_lab.training.compose import Config, build_model, groups_of, instantiate, model_of, resolve
 from difflut_lab.training.paths import config_directory, register_resolvers
 
@@ -38,6 +48,8 @@ SMALL = {
 }
 # groups that only some models have
 MODELS = {"quantizer": "ternary_mlp"}
+# with the threshold that is its default it refuses weights that start as usual
+FIXED = {"name": "fixed", "threshold": 0.02}
 # mandatory values
 NEEDED = {
     "data/npz": ["data.path=somewhere.npz"],
@@ -45,10 +57,22 @@ NEEDED = {
     "schedule": ["schedules.head.tau.end=3"],
 }
 
+# quantizers that do not suit a layer: initial batch norms have no negative scales, for which ttq learns another one
+UNFIT = {("batch_norm", "ttq")}
+# how layers are used that are not simply called
+USES: dict[str, Any] = {
+    "lstm_cell": lambda cell, x: cell(x, cell(x)),
+    # the checks take the first dimension for the batch
+    "lstm": lambda lstm, x: lstm(x)[0] if lstm.batch_first else lstm(x.transpose(0, 1))[0].transpose(0, 1),
+}
+
 
 def built_in(kind: str) -> list[str]:
     """The names of the package's parts: other tests of the same process register parts of their own."""
     return [name for name in REGISTRY.names(kind) if REGISTRY.get(kind, name).__module__.startswith("difflut_lab.")]
+
+
+QUANTIZERS: dict[str, Any] = {name: name for name in built_in("quantizer")} | {"fixed": FIXED}
 
 
 def variants(kind: str, name: str) -> Iterator[dict[str, Any]]:
@@ -59,13 +83,17 @@ def variants(kind: str, name: str) -> Iterator[dict[str, Any]]:
         marks = typing.get_args(annotation)[1:] if typing.get_origin(annotation) is Annotated else ()
         if typing.get_origin(annotation) is Annotated:
             annotation = typing.get_args(annotation)[0]
-        choices: list[Any] = []
-        if typing.get_origin(annotation) is Literal:
-            choices = list(typing.get_args(annotation))
-        elif annotation is bool:
+        members = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        choices = [choice for each in members if typing.get_origin(each) is Literal for choice in typing.get_args(each)]
+        if annotation is bool:
             choices = [True, False]
         elif schema.PartOf("regularizer") in marks:
             choices = [regularizer for regularizer in built_in("regularizer") if fits(name, regularizer)]
+        elif option == "quantizer":
+            choices = [spec for quantizer, spec in QUANTIZERS.items() if (name, quantizer) not in UNFIT]
+        elif option == "bias_quantizer":
+            # quantised as weights are, by the same base class
+            choices = ["ttq"]
         yield from ({option: choice} for choice in choices if choice != parameter.default)
 
 
@@ -132,6 +160,25 @@ def test_heads(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "options"), cases("initializer"))
 def test_initializers(name: str, options: dict[str, Any]) -> None:
     check_initializer(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("quantizer"))
+def test_quantizers(name: str, options: dict[str, Any]) -> None:
+    needed = {"threshold": FIXED["threshold"]} if name == "fixed" else {}
+    if options.get("granularity") == "group":
+        needed["group_size"] = 50
+    check_quantizer(name, **needed, **options)
+
+
+def test_a_quantizer_that_would_make_every_code_0_is_refused() -> None:
+    with pytest.raises(ConfigError, match="threshold=0.33: every code is 0, .* a threshold of 0.05 suits"):
+        check_quantizer("fixed")
+
+
+@pytest.mark.parametrize(("name", "options"), cases("ternary"))
+def test_ternary_layers(name: str, options: dict[str, Any]) -> None:
+    uses = {"forward": USES[name]} if name in USES else {}
+    check_ternary_layer(name, **uses, **options)
 
 
 @pytest.fixture

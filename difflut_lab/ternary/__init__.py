@@ -2,7 +2,7 @@
 
 from difflut_lab.ternary.activation import LearnableTernaryActivation, TernaryActivation, build_activation
 from difflut_lab.ternary.attention import TernaryAttention
-from difflut_lab.ternary.base import TernaryLayer
+from difflut_lab.ternary.base import Augmented, TernaryLayer
 from difflut_lab.ternary.conv import TernaryConv2d, TernaryDepthwiseSeparable
 from difflut_lab.ternary.functional import quantize
 from difflut_lab.ternary.fuse import FusedTernaryConvBN, fold
@@ -13,6 +13,7 @@ from difflut_lab.ternary.recurrent import TernaryLSTM, TernaryLSTMCell
 from difflut_lab.ternary.residual import TernaryBottleneck, TernaryResidualBlock
 
 __all__ = [
+    "Augmented",
     "FusedTernaryConvBN",
     "LearnableTernaryActivation",
     "Quantizer",

@@ -225,7 +225,8 @@ def _check_stabilization(subject: Subject, copy: Copy, x: Tensor) -> None:
             sizes.append(sum(float(gradient.abs().sum()) for gradient in gradients))
         growth = sizes[1] / sizes[0] if sizes[0] else float("nan")
         subject.require(
-            0.9 < growth < 1.1 if training else growth > 500,
+            # where a layer is used several times, gradients of different directions meet
+            0.5 < growth < 2 if training else growth > 500,
             f"grad_stabilization {'has no effect in training' if training else 'acts in eval'} mode: gradients grow "
             f"{growth:.3g} times for outputs whose gradients grow 1000 times. A forward ends in "
             "return self.stabilize(y), which acts in training mode only.",

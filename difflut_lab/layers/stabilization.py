@@ -35,7 +35,7 @@ def stabilized(gradient: Tensor, config: LayerConfig, feature_dim: int = 1) -> T
     """
     alone = {"layerwise": None, "nodewise": feature_dim % gradient.dim(), "batch": 0}[config.grad_stabilization]
     dims = [dim for dim in range(gradient.dim()) if dim != alone]
-    size = math.prod(gradient.shape[dim] for dim in dims)
+    size = math.prod([gradient.shape[dim] for dim in dims])
     if size <= 1:
         return gradient
     values = gradient.to(torch.promote_types(gradient.dtype, torch.float32))

@@ -22,6 +22,8 @@ NEEDED = {("data", "npz"): ["data.path=somewhere.npz"]}  # mandatory values
 @pytest.mark.parametrize(("group", "name"), FILES)
 def test_every_file_composes_and_every_word_of_it_is_known(composed, group, name):
     words = [f"{group}={name}", *NEEDED.get((group, name), [])]
+    if group == "quantizer":
+        words.append("model=ternary_mlp")
     if group == "schedule":
         words = [f"+schedule@schedules.head.tau={name}", "schedules.head.tau.end=3"]
     if group == "augmentation":

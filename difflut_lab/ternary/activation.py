@@ -167,7 +167,7 @@ class _Trits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x.abs() <= 1)
-        return torch.sign(x) * (x.abs() > THRESHOLD)
+        return torch.where(x.abs() > THRESHOLD, torch.sign(x), 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class _LearnableTrits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, threshold: Tensor) -> Tensor:
         ctx.save_for_backward(x, threshold)
-        return torch.sign(x) * (x.abs() > threshold)
+        return torch.where(x.abs() > threshold, torch.sign(x), 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class WarmupCosine(LRScheduler):
     Raises
     ------
     ConfigError
-        If the warm-up is not shorter than the training.
+        If the warm-up is longer than the training.
     """
 
     # what one call of ``step`` stands for
@@ -49,8 +49,8 @@ class WarmupCosine(LRScheduler):
         eta_min: NonNegativeFloat = 0.0,
         steps_per_epoch: int,
     ) -> None:
-        if warmup_epochs >= epochs:
-            raise ConfigError(f"scheduler.warmup_epochs={warmup_epochs}: must be less than the epochs, {epochs}.")
+        if warmup_epochs > epochs:
+            raise ConfigError(f"warmup_epochs={warmup_epochs}: must be at most the epochs, {epochs}.")
         self.warmup_steps = round(warmup_epochs * steps_per_epoch)
         self.steps = epochs * steps_per_epoch
         self.eta_min = eta_min

@@ -171,7 +171,8 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, codes: Tensor, slope: Tensor | float) -> Tensor:
         ctx.slope = slope
-        return codes.to(weight.dtype, copy=True)
+        # a zero has no sign: of a product with a sign it may have one
+        return codes.to(weight.dtype) + 0.0
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:

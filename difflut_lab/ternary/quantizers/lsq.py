@@ -54,7 +54,7 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: Tensor) -> Tensor:
         ctx.save_for_backward(weight, step)
-        return torch.sign(weight) * (weight.abs() / step > HALF)
+        return torch.where(weight.abs() / step > HALF, torch.sign(weight), 0.0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:

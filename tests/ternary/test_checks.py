@@ -91,11 +91,11 @@ class Shrinks(Own):
         return ternary._replace(codes=straight_through(weight, codes, 1.0))
 
 
-@broken(check_quantizer, "'negative' gets no gradient")
+@broken(check_quantizer, "'log_negative' gets no gradient")
 class OneScaleOfTwo(TrainedTernary):
     def quantize(self, weight: Tensor, generator: Generator | None) -> Ternary:
         ternary = super().quantize(weight, generator)
-        scale = self.spread(self.positive, weight)
+        scale = self.spread(self.log_positive.exp(), weight)
         return Ternary(ternary.codes, scale, torch.zeros_like(scale))
 
 

@@ -46,11 +46,11 @@ def reference(name: str, v: np.ndarray, g: np.ndarray, learned: list[float]) -> 
         codes = np.sign(v) * (np.abs(v) > 0.3)
         return codes, codes, g, np.array([])
     if name == "ttq":
-        positive, negative = learned
+        positive, negative = np.exp(learned)
         codes = np.sign(v) * (np.abs(v) > 0.05 * np.abs(v).max())
         values = np.where(codes > 0, positive, np.where(codes < 0, -negative, 0))
         latent = g * np.where(codes > 0, positive, np.where(codes < 0, negative, 1))
-        return codes, values, latent, np.array([g[codes > 0].sum(), -g[codes < 0].sum()])
+        return codes, values, latent, np.array([positive * g[codes > 0].sum(), -negative * g[codes < 0].sum()])
     (step,) = learned
     codes = np.clip(np.round(v / step), -1, 1)
     inside = np.abs(v) < step
@@ -91,7 +91,7 @@ def test_what_is_learned_starts_from_the_weight(granularity: str) -> None:
     ttq, lsq = (build_quantizer({"name": name, **options}) for name in ("ttq", "lsq"))
     for quantizer in (ttq, lsq):
         quantizer.prepare(weight)
-    positive, negative = (parameter.detach().flatten() for parameter in ttq.parameters())
+    positive, negative = (parameter.detach().exp().flatten() for parameter in ttq.parameters())
     (step,) = (parameter.detach().flatten() for parameter in lsq.parameters())
     for index, mask in enumerate(groups((4, 7), granularity, 3)):
         v = weight.numpy()[mask]
@@ -129,17 +129,20 @@ def test_a_share_of_latent_weight_in_training_only() -> None:
         assert torch.equal(layer.eval().effective_weight(), ternary)
 
 
-def test_ttq_keeps_scales_positive_where_training_drives_them_below_0() -> None:
+def test_ttq_keeps_the_smaller_scale_in_sight_of_the_larger_one() -> None:
     layer = TernaryLinear(20, 4, quantizer="ttq")
     quantizer: Any = layer.quantizer
     with torch.no_grad():
-        quantizer.positive.fill_(-0.02)
-        quantizer.negative[:2] = -0.01
-    x = torch.randn(8, 20)
-    gradients = torch.autograd.grad(layer(x).square().sum(), list(layer.parameters()))
-    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        quantizer.log_positive.fill_(-20.0)
+        quantizer.log_negative[:2] = -30.0
+    # values that are ternary already get the same codes
     ternary = layer.quantized()
+    assert torch.equal(quantizer(ternary.values()).codes, ternary.codes)
     assert (ternary.scale > ternary.skew.abs()).all()
+    with torch.no_grad():
+        quantizer.log_negative.fill_(-2.0)
+    gradients = torch.autograd.grad(layer(torch.randn(8, 20)).square().sum(), list(layer.parameters()))
+    assert all(torch.isfinite(gradient).all() and gradient.any() for gradient in gradients)
 
 
 @pytest.mark.parametrize("method", ["deterministic", "stochastic", "ttq"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -19,8 +21,12 @@ class TrainedTernary(Quantizer):
 
     Positive weights become W_p, negative ones -W_n: ``scale = (W_p + W_n) / 2``, ``skew = (W_p - W_n) / 2``. W_p gets
     the sum of the gradients of the weights of code +1, W_n minus that of code -1. The latent weight gets its gradient
-    times W_p, 1 or W_n where its code is +1, 0 or -1. Neither scale is used below ``2 * threshold`` of the other, so
-    that both stay positive; its gradient passes as if it were.
+    times W_p, 1 or W_n where its code is +1, 0 or -1. Neither scale is used below ``2 * threshold`` of the other; its
+    gradient passes as if it were.
+
+    What the optimizer moves are the logarithms of W_p and W_n: they stay positive, and a step is one in proportion.
+    Moved themselves, by SGD at a rate of 0.1 that suits latent weights, scales of 0.1 came to lie between -0.7 and 0.9
+    within 120 steps of a ResNet-20.
 
     Parameters
     ----------
@@ -31,12 +37,12 @@ class TrainedTernary(Quantizer):
 
     Attributes
     ----------
-    positive, negative : nn.Parameter
-        W_p and W_n, one per scale; at the start the mean magnitude of the weights with their code.
+    log_positive, log_negative : nn.Parameter
+        Logarithms of W_p and W_n, one per scale; at the start of the mean magnitude of the weights with their code.
     """
 
-    positive: nn.Parameter
-    negative: nn.Parameter
+    log_positive: nn.Parameter
+    log_negative: nn.Parameter
 
     def __init__(
         self,
@@ -57,14 +63,14 @@ class TrainedTernary(Quantizer):
             mean = self.sum(weight.abs() * kept) / self.sum(kept).clamp(min=1)
             # where no weight has the code, the scale of all of them
             mean = torch.where(self.sum(kept) > 0, mean, self.mean(weight.abs())).clamp(min=TINY)
-            setattr(self, name, nn.Parameter(self.compact(mean).clone()))
+            setattr(self, f"log_{name}", nn.Parameter(self.compact(mean).log()))
 
     def quantize(self, weight: Tensor, generator: torch.Generator | None) -> Ternary:
         codes = self._codes(weight.detach())
-        least = SMALLEST * self.threshold
-        larger = torch.maximum(self.positive, self.negative).detach().clamp(min=TINY)
-        positive = self.spread(_at_least(self.positive, least * larger), weight)
-        negative = self.spread(_at_least(self.negative, least * larger), weight)
+        larger = torch.maximum(self.log_positive, self.log_negative).detach()
+        least = larger + math.log(SMALLEST * self.threshold)
+        positive = self.spread(_at_least(self.log_positive, least).exp(), weight)
+        negative = self.spread(_at_least(self.log_negative, least).exp(), weight)
         scale, skew = (positive + negative) / 2, (positive - negative) / 2
         # codes times scale + skew * sign(codes) gives W_p and W_n; where a code is 0 the weight's slope shall be 1
         slope = torch.where(codes == 0, 1 / scale.detach(), 1.0)
@@ -79,5 +85,4 @@ class TrainedTernary(Quantizer):
 
 def _at_least(value: Tensor, least: Tensor) -> Tensor:
     """The larger of both, with the gradient of ``value``."""
-    # a sum with the difference would round a small result to 0
     return straight_through(value, torch.maximum(value, least).detach(), 1.0)

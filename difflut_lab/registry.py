@@ -56,7 +56,9 @@ KINDS: dict[str, Kind] = {
     ),
     "data": Kind(package="difflut_lab.data", plural="data sets"),
     "augmentation": Kind(
-        package="difflut_lab.augmentations", plural="augmentations", provided=frozenset({"input_shape"})
+        package="difflut_lab.augmentations",
+        plural="augmentations",
+        provided=frozenset({"input_shape", "num_classes"}),
     ),
     "initializer": Kind(package="difflut_lab.nodes.initializers", plural="initializers"),
     "regularizer": Kind(package="difflut_lab.nodes.regularizers", plural="regularizers"),

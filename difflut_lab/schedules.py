@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
+from difflut_lab.errors import ConfigError
 from difflut_lab.registry import register_schedule
-from difflut_lab.schema import PositiveFloat, PositiveInt
+from difflut_lab.schema import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class Schedule:
@@ -20,15 +21,15 @@ class Schedule:
     Parameters
     ----------
     end : float
-        The last value, greater than 0.
+        The last value, at least 0.
     start : float, optional
-        The first value, greater than 0; None for the one that the part is configured with.
+        The first value, at least 0; None for the one that the part is configured with.
     epochs : int, optional
         E; None for all epochs of the training. With one epoch the value is ``end`` at once.
     """
 
     def __init__(
-        self, *, end: PositiveFloat, start: PositiveFloat | None = None, epochs: PositiveInt | None = None
+        self, *, end: NonNegativeFloat, start: NonNegativeFloat | None = None, epochs: PositiveInt | None = None
     ) -> None:
         self.end = end
         self.start = start
@@ -78,7 +79,20 @@ class Cosine(Schedule):
 
 @register_schedule("exponential")
 class Exponential(Schedule):
-    """Equal factors: start * (end / start)^p at progress p, as temperatures are usually annealed."""
+    """Equal factors: start * (end / start)^p at progress p, as temperatures are usually annealed.
+
+    Parameters
+    ----------
+    end, start, epochs
+        As of ``Schedule``; values are greater than 0.
+    """
+
+    def __init__(
+        self, *, end: PositiveFloat, start: PositiveFloat | None = None, epochs: PositiveInt | None = None
+    ) -> None:
+        super().__init__(end=end, start=start, epochs=epochs)
 
     def between(self, start: float, end: float, progress: float) -> float:
+        if start <= 0:
+            raise ConfigError(f"exponential: a schedule cannot start at {start:g}, which no factor leads away from.")
         return start * (end / start) ** progress

@@ -136,23 +136,7 @@ def validate(
     for key, parameter in plain.items():
         if isinstance(values.get(key), bool) and not _accepts_bool(parameter.annotation):
             raise ConfigError(f"{_join(prefix, key)}={values[key]}: must be a number, not a boolean.")
-    fields: dict[str, Any] = {
-        key: (
-            Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation,
-            ... if parameter.default is inspect.Parameter.empty else parameter.default,
-        )
-        for key, parameter in plain.items()
-    }
-    model = pydantic.create_model(
-        "Options",
-        __config__=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()),
-        **fields,
-    )
-    try:
-        checked = model.model_validate({key: value for key, value in values.items() if key in plain})
-    except pydantic.ValidationError as error:
-        lines = [_sentence(problem, plain, prefix) for problem in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+    checked = _checked(plain, {key: value for key, value in values.items() if key in plain}, prefix)
     result = {key: getattr(checked, key) for key in plain}
     for key, parameter in declared.items():
         kind = _part_of(parameter.annotation)
@@ -161,6 +145,27 @@ def validate(
             optional = type(None) in typing.get_args(typing.get_args(parameter.annotation)[0])
             result[key] = None if value is None and optional else validate_part(kind, value, _join(prefix, key))
     return {key: result[key] for key in declared}
+
+
+def check_values(annotation: Any, values: Mapping[str, Any], prefix: str) -> None:
+    """Check values that will each take the place of an option's value.
+
+    Parameters
+    ----------
+    annotation : type
+        The option's annotation.
+    values : mapping
+        By the keys, below ``prefix``, that errors shall name.
+    prefix : str
+        Where those keys are.
+
+    Raises
+    ------
+    ConfigError
+        On a wrong type or choice, a value out of range, NaN or infinity.
+    """
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    _checked({key: inspect.Parameter(key, keyword, annotation=annotation) for key in values}, values, prefix)
 
 
 def validate_target(values: Mapping[str, Any], prefix: str, provided: Iterable[str] = ()) -> None:
@@ -267,6 +272,26 @@ def _bounds(marks: Iterable[Any]) -> list[str]:
         found += _bounds(getattr(mark, "metadata", ()))  # pydantic's Field holds several
         found += [f"{word} {getattr(mark, name)}" for name, word in words.items() if hasattr(mark, name)]
     return found
+
+
+def _checked(declared: Mapping[str, inspect.Parameter], values: Mapping[str, Any], prefix: str) -> pydantic.BaseModel:
+    fields: dict[str, Any] = {
+        key: (
+            Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation,
+            ... if parameter.default is inspect.Parameter.empty else parameter.default,
+        )
+        for key, parameter in declared.items()
+    }
+    model = pydantic.create_model(
+        "Options",
+        __config__=pydantic.ConfigDict(allow_inf_nan=False, arbitrary_types_allowed=True, protected_namespaces=()),
+        **fields,
+    )
+    try:
+        return model.model_validate(dict(values))
+    except pydantic.ValidationError as error:
+        lines = [_sentence(problem, declared, prefix) for problem in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _sentence(problem: Any, declared: Mapping[str, inspect.Parameter], prefix: str) -> str:

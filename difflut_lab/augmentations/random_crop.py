@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from difflut_lab.augmentations.base import Augmentation
+from difflut_lab.augmentations.base import Augmentation, check_images
 from difflut_lab.errors import ConfigError
 from difflut_lab.registry import register_augmentation
 from difflut_lab.schema import PositiveInt
@@ -34,10 +34,7 @@ class RandomCrop(Augmentation):
     """
 
     def __init__(self, *, input_shape: Sequence[int], padding: PositiveInt = 4) -> None:
-        if len(input_shape) != 3:
-            raise ConfigError(
-                f"random_crop: needs images (channels, height, width); samples have shape {tuple(input_shape)}."
-            )
+        check_images("random_crop", input_shape)
         if padding >= min(input_shape[1:]):
             raise ConfigError(f"padding={padding}: must be less than the images' size, {tuple(input_shape[1:])}.")
         self.padding = padding

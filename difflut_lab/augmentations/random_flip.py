@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from difflut_lab.augmentations.base import Augmentation
-from difflut_lab.errors import ConfigError
+from difflut_lab.augmentations.base import Augmentation, check_images
 from difflut_lab.registry import register_augmentation
 from difflut_lab.schema import Probability
 
@@ -31,10 +30,7 @@ class RandomFlip(Augmentation):
     """
 
     def __init__(self, *, input_shape: Sequence[int], probability: Probability = 0.5) -> None:
-        if len(input_shape) != 3:
-            raise ConfigError(
-                f"random_flip: needs images (channels, height, width); samples have shape {tuple(input_shape)}."
-            )
+        check_images("random_flip", input_shape)
         self.probability = probability
 
     def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from difflut_lab import schema
 from difflut_lab.errors import ConfigError
 from difflut_lab.registry import REGISTRY
 from difflut_lab.schedules import Schedule
 from difflut_lab.training.console import new_console
+from difflut_lab.training.ema import AveragedWeights
 from difflut_lab.training.network import Network
 from difflut_lab.training.paths import replacing
 
@@ -35,18 +38,23 @@ class Schedules(Callback):
     Raises
     ------
     ConfigError
-        If no part of the network has such a value, or the parts are configured with several and none is said to be
-        the start.
+        If no part of the network has such a value, or may have it, or the parts are configured with several and none
+        is said to be the start.
     """
 
     def __init__(self, network: Network, schedules: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
         self._network = network
         self._schedules: dict[str, Schedule] = {}
         self._starts: dict[str, float] = {}
-        for kind, values in schedules.items():
-            for name, spec in values.items():
+        for kind, scheduled in schedules.items():
+            for name, spec in scheduled.items():
                 key = f"{kind}.{name}"
-                own = sorted({float(getattr(part, name)) for part in network.parts_with(key)})
+                parts = network.parts_with(key)
+                for part_class in {type(part) for part in parts}:
+                    if option := schema.options(part_class).get(name):
+                        values = {end: spec[end] for end in ("start", "end") if spec[end] is not None}
+                        schema.check_values(option.annotation, values, f"schedules.{key}")
+                own = sorted({float(getattr(part, name)) for part in parts})
                 if spec["start"] is None and len(own) > 1:
                     raise ConfigError(
                         f"schedules.{key}.start: must be given, because the parts of the network start at "
@@ -54,6 +62,8 @@ class Schedules(Callback):
                     )
                 self._schedules[key] = REGISTRY.build("schedule", spec)
                 self._starts[key] = own[0]
+                # refuses a start that it cannot leave
+                self._schedules[key].value(0, start=own[0], epochs=2)
 
     @property
     def keys(self) -> list[str]:
@@ -80,9 +90,12 @@ class Checkpoints(Checkpoint):
     ----------
     directory : Path
         Where they are written.
+    averaged : AveragedWeights, optional
+        What the network holds while it is saved.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, averaged: AveragedWeights | None = None) -> None:
+        self._averaged = averaged
         self.best_path = directory / "best.ckpt"
         self.last_path = directory / "last.ckpt"
         self.best_score = float("-inf")
@@ -99,10 +112,11 @@ class Checkpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save; called after validation and after the module's own checks."""
         score = float(trainer.callback_metrics["val/acc"])
-        if score > self.best_score:
-            self.best_score, self.best_epoch = score, trainer.current_epoch
-            _save(trainer, self.best_path, weights_only=True)
-        _save(trainer, self.last_path, weights_only=False)
+        with self._averaged.applied() if self._averaged else nullcontext():
+            if score > self.best_score:
+                self.best_score, self.best_epoch = score, trainer.current_epoch
+                _save(trainer, self.best_path, weights_only=True)
+            _save(trainer, self.last_path, weights_only=False)
 
 
 def _save(trainer: L.Trainer, path: Path, *, weights_only: bool) -> None:

@@ -12,16 +12,19 @@ import torch
 from difflut_lab.data import DataSet
 from difflut_lab.errors import CheckpointError
 from difflut_lab.training import plugins
-from difflut_lab.training.compose import build_model
+from difflut_lab.training.compose import DISTILLATION, NO_RECIPE, build_model
 from difflut_lab.training.network import Network
 
 FORMAT = 1
 KEY = "difflut_lab"  # of our part beside Lightning's
 STATE_PREFIX = "network."
 # what decides the network's shape; training behaviour (layer_config among it) may change between two runs
-STRUCTURE = ("model", "encoder", "layer", "node", "head")
+STRUCTURE = ("model", "encoder", "layer", "node", "head", "quantizer")
 # what decides the course of a training, and where data lies, which does not
-COURSE = ("optimizer", "scheduler", "schedules", "augmentations", "data", "seed", "batch_size")
+COURSE = (
+    *("optimizer", "scheduler", "schedules", "augmentations", "data", "seed", "batch_size"),
+    *("label_smoothing", "ema_decay", DISTILLATION),
+)
 LOCATIONS = ("data.root", "data.path")
 
 
@@ -88,7 +91,7 @@ def read(path: str | Path, key: str = "ckpt") -> dict[str, Any]:
     return content
 
 
-def load_network(path: str | Path) -> Network:
+def load_network(path: str | Path, key: str = "ckpt") -> Network:
     """Rebuild a trained network from its checkpoint alone, in evaluation mode: it is its truth tables.
 
     Only registered parts are built. The plugins that the checkpoint names are imported first, from the working
@@ -98,29 +101,31 @@ def load_network(path: str | Path) -> Network:
     ----------
     path : str or Path
         ``best.ckpt`` or ``last.ckpt``.
+    key : str
+        The configuration key that named it, for messages.
 
     Raises
     ------
     CheckpointError, ConfigError
         If the file is no checkpoint, or a part that it names is not registered.
     """
-    content = read(path)
+    content = read(path, key)
     about = content[KEY]
     plugins.load_plugins(about["plugins"])
     model = build_model(about["config"], about["input_shape"], len(about["class_names"]))
     network = Network(model, about["mean"], about["std"], about["class_names"])
-    load_weights(network, content, path)
+    load_weights(network, content, path, key)
     return network.eval()
 
 
-def load_weights(network: Network, content: Mapping[str, Any], path: str | Path) -> None:
+def load_weights(network: Network, content: Mapping[str, Any], path: str | Path, key: str = "ckpt") -> None:
     """Copy a checkpoint's weights, and the scheduled values of its epoch, into a network of the same structure."""
     state = {name.removeprefix(STATE_PREFIX): value for name, value in content["state_dict"].items()}
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         lines = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise CheckpointError(f"ckpt={path}: its weights do not fit this network: {lines}") from None
+        raise CheckpointError(f"{key}={path}: its weights do not fit this network: {lines}") from None
     network.set_scheduled(content[KEY].get("scheduled", {}))
 
 
@@ -145,7 +150,7 @@ def check_continuation(content: Mapping[str, Any], config: Mapping[str, Any], pa
     if "optimizer_states" not in content:
         raise CheckpointError(f"ckpt={path}: holds weights only; training continues from last.ckpt.")
     # the state of the optimizer and the scheduler is restored, whatever is typed: say so rather than ignore it
-    there = dict(_leaves({group: about["config"].get(group) for group in COURSE}))
+    there = dict(_leaves({group: (NO_RECIPE | about["config"]).get(group) for group in COURSE}))
     here = dict(_leaves({group: config.get(group) for group in COURSE}))
     differing = [
         key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key) and key not in LOCATIONS

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from pydantic import Field
 from torch import nn
 
 from difflut_lab import schema
@@ -18,7 +19,7 @@ from difflut_lab.errors import ConfigError
 from difflut_lab.layers import LayerConfig
 from difflut_lab.models import Model
 from difflut_lab.registry import REGISTRY, did_you_mean
-from difflut_lab.schema import PositiveInt, Seed
+from difflut_lab.schema import Fraction, PositiveFloat, PositiveInt, Probability, Seed
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,12 @@ class RunSettings:
     eval_batch_size: PositiveInt
     # samples per forward of validation and test
 
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # share of a training sample's target that is spread over all classes
+
+    ema_decay: Fraction | None = None
+    # of an average of the weights over the steps; None keeps none
+
     ckpt: str | None
     # a last.ckpt to continue from
 
@@ -57,6 +64,20 @@ class RunSettings:
     # one batch of everything
 
 
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """Learning from the scores of a trained network, beside the labels."""
+
+    ckpt: str | None = None
+    # the teacher's checkpoint; None: no teacher
+
+    weight: Probability = 0.5
+    # the teacher's share of the loss
+
+    temperature: PositiveFloat = 4.0
+    # what the scores of both are divided by
+
+
 # a run's files have one row, one validation and one checkpoint per epoch
 FIXED_TRAINER_OPTIONS = (
     *("max_steps", "min_steps", "max_time", "val_check_interval", "check_val_every_n_epoch"),
@@ -64,6 +85,9 @@ FIXED_TRAINER_OPTIONS = (
 )
 SCHEDULES = "schedules"  # the root key of values that change over the epochs
 AUGMENTATIONS = "augmentations"  # the root key of changes of the training samples
+DISTILLATION = "distillation"  # the root key of a teacher
+# what configurations without these keys stand for
+NO_RECIPE: Config = {"label_smoothing": 0.0, "ema_decay": None, DISTILLATION: asdict(Distillation())}
 MIXED = ("16-mixed", "bf16-mixed")
 LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
 
@@ -107,6 +131,7 @@ def resolve(composed: DictConfig, overrides: Sequence[str]) -> Config:
     _check_library(config)
     config[SCHEDULES] = _checked_schedules(config.get(SCHEDULES) or {}, config["trainer"]["max_epochs"])
     config[AUGMENTATIONS] = _checked_augmentations(config.get(AUGMENTATIONS) or {})
+    config[DISTILLATION] = _checked_distillation(config.get(DISTILLATION) or {})
     _check_combinations(config)
     return config
 
@@ -132,8 +157,8 @@ def build_model(config: Mapping[str, Any], input_shape: Sequence[int], num_class
     return model_class(**{key: value for key, value in provided.items() if key in declared}, **own)
 
 
-def build_augmentations(config: Mapping[str, Any], input_shape: Sequence[int]) -> list[Augmentation]:
-    """Build the configured augmentations for samples of a shape.
+def build_augmentations(config: Mapping[str, Any], input_shape: Sequence[int], num_classes: int) -> list[Augmentation]:
+    """Build the configured augmentations for samples of a shape, and their classes.
 
     Raises
     ------
@@ -143,7 +168,8 @@ def build_augmentations(config: Mapping[str, Any], input_shape: Sequence[int]) -
     built = []
     for name, spec in config[AUGMENTATIONS].items():
         declared = schema.options(REGISTRY.get("augmentation", spec["name"]))
-        provided = {"input_shape": tuple(input_shape)} if "input_shape" in declared else {}
+        provided = {"input_shape": tuple(input_shape), "num_classes": num_classes}
+        provided = {key: value for key, value in provided.items() if key in declared}
         try:
             built.append(REGISTRY.build("augmentation", spec, **provided))
         except ConfigError as error:
@@ -209,8 +235,15 @@ def _checked_augmentations(augmentations: Any) -> Config:
     }
 
 
+def _checked_distillation(distillation: Any) -> Config:
+    if not isinstance(distillation, Mapping):
+        raise ConfigError(f"{DISTILLATION}={distillation!r}: must be a mapping, such as {{ckpt: teacher/best.ckpt}}.")
+    return schema.validate(Distillation, distillation, DISTILLATION)
+
+
 def _check_roots(config: Config, groups: Sequence[str], model: str) -> None:
-    known = [*RunSettings.__dataclass_fields__, SCHEDULES, AUGMENTATIONS, "model", "data", *groups, *LIBRARY_GROUPS]
+    known = [*RunSettings.__dataclass_fields__, SCHEDULES, AUGMENTATIONS, DISTILLATION]
+    known += ["model", "data", *groups, *LIBRARY_GROUPS]
     for key in config:
         if key not in known:
             used = f" model={model} does not use it." if key in (*REGISTRY.kinds(), "layer_config") else ""

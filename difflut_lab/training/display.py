@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 from rich.text import Text
 
-from difflut_lab.training.compose import SCHEDULES, RunSettings
+from difflut_lab.training.compose import DISTILLATION, SCHEDULES, RunSettings
 from difflut_lab.training.console import new_console, shown_path
 
 # what models count, in metrics.json
@@ -35,9 +35,9 @@ def show_config(config: Mapping[str, Any], directory: Path) -> None:
     settings = {key: value for key, value in config.items() if key in RunSettings.__dataclass_fields__}
     table.add_row("run", "", _text({key: value for key, value in settings.items() if value not in (None, [], False)}))
     for key, value in config.items():
-        if key in settings or not value:
+        if key in settings or not value or (key == DISTILLATION and not value["ckpt"]):
             continue
-        if "name" in value or "_target_" in value or key == "layer_config":
+        if "name" in value or "_target_" in value or key in ("layer_config", DISTILLATION):
             _add(table, key, value)
         elif key == SCHEDULES:
             for kind, values in value.items():

@@ -17,7 +17,8 @@ from difflut_lab.errors import TrainingError
 from difflut_lab.layers import has_relaxation, soft
 from difflut_lab.nodes import LUTNodes
 from difflut_lab.training.checkpoint import KEY
-from difflut_lab.training.compose import instantiate
+from difflut_lab.training.compose import DISTILLATION, instantiate
+from difflut_lab.training.distillation import Teacher
 from difflut_lab.training.network import Network
 from difflut_lab.training.optim import parameter_groups
 
@@ -30,9 +31,10 @@ class Classifier(L.LightningModule):
     """Trains a network with cross-entropy; measures it hard (as truth tables) and soft (as its relaxation).
 
     Logged once an epoch: ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc`` (hard), ``lr``; of networks with LUT
-    nodes ``val/acc_soft`` and ``val/gap`` (soft minus hard); and where those are regularised
-    ``train/regularization``. Losses are the
-    cross-entropy alone; what is minimised is its sum with ``train/regularization``.
+    nodes ``val/acc_soft`` and ``val/gap`` (soft minus hard); where those are regularised ``train/regularization``; and
+    with a teacher ``train/distillation``. Losses are the cross-entropy alone, in training with the labels smoothed as
+    configured; what is minimised is its sum with ``train/regularization``, or of both losses, weighted. A sample that
+    was mixed counts as its largest class in ``train/acc``.
 
     Parameters
     ----------
@@ -42,13 +44,22 @@ class Classifier(L.LightningModule):
         The checked configuration.
     header : mapping
         What checkpoints say of themselves.
+    teacher : Teacher, optional
+        Whose scores are to be learned, too.
     """
 
-    def __init__(self, network: Network, config: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        config: Mapping[str, Any],
+        header: Mapping[str, Any],
+        teacher: Teacher | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.config = config
         self.header = header
+        self.teacher = teacher
         self.relaxes = has_relaxation(network)
         num_classes = len(network.class_names)
         self.hard_accuracy = MulticlassAccuracy(num_classes, average="micro")
@@ -61,6 +72,7 @@ class Classifier(L.LightningModule):
         self._count = 0
         self._loss_sum = torch.zeros(())
         self._regularization_sum = torch.zeros(())
+        self._distillation_sum = torch.zeros(())
         self._correct = torch.zeros((), dtype=torch.int64)
 
     @property
@@ -93,26 +105,37 @@ class Classifier(L.LightningModule):
         """Write the header, and the scheduled values of the epoch; metrics in progress are no part of a checkpoint."""
         checkpoint[KEY] = dict(self.header) | {"scheduled": dict(self.network.scheduled)}
 
+    def on_fit_start(self) -> None:
+        """Move the teacher, which is no part of this module."""
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+
     def on_train_epoch_start(self) -> None:
         """Start the epoch's sums."""
         self._count = 0
         self._loss_sum = torch.zeros((), device=self.device)
         self._regularization_sum = torch.zeros((), device=self.device)
+        self._distillation_sum = torch.zeros((), device=self.device)
         self._correct = torch.zeros((), dtype=torch.int64, device=self.device)
         # read here, because the scheduler steps before validation
         self._learning_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """Cross-entropy of one batch, plus what the nodes' regularisers add; sums stay on the device."""
+        """Cross-entropy of one batch, the teacher's loss, what the nodes' regularisers add; sums stay on the device."""
         x, y = batch
         scores = self(x)
-        loss = F.cross_entropy(scores, y)
+        loss = F.cross_entropy(scores, y, label_smoothing=self.config["label_smoothing"])
         self._count += len(y)
         self._loss_sum += loss.detach() * len(y)
-        self._correct += (scores.detach().argmax(dim=1) == y).sum()
+        classes = y.argmax(dim=1) if y.is_floating_point() else y
+        self._correct += (scores.detach().argmax(dim=1) == classes).sum()
         self._last_x = x
         if batch_index % CHECK_EVERY == 0:
             self._check_finite()
+        if self.teacher is not None:
+            weight, lesson = self.config[DISTILLATION]["weight"], self.teacher.loss(x, scores)
+            self._distillation_sum += lesson.detach() * len(y)
+            loss = (1 - weight) * loss + weight * lesson
         if self._regularized:
             penalty = torch.stack([bank.regularization() for bank in self._regularized]).sum()
             self._regularization_sum += penalty.detach() * len(y)
@@ -143,6 +166,8 @@ class Classifier(L.LightningModule):
         )
         if self._regularized:
             self.log("train/regularization", self._regularization_sum / self._count, sync_dist=True)
+        if self.teacher is not None:
+            self.log("train/distillation", self._distillation_sum / self._count, sync_dist=True)
         self.log("lr", self._learning_rate)
         self._log_evaluation("val")
 

@@ -28,6 +28,7 @@ from difflut_lab.registry import REGISTRY
 from difflut_lab.training import checkpoint, display
 from difflut_lab.training.callbacks import Checkpoints, EpochProgress, History, Schedules
 from difflut_lab.training.compose import (
+    DISTILLATION,
     SCHEDULES,
     Config,
     build_augmentations,
@@ -38,6 +39,8 @@ from difflut_lab.training.compose import (
     resolve,
 )
 from difflut_lab.training.datamodule import InMemoryData
+from difflut_lab.training.distillation import Teacher
+from difflut_lab.training.ema import AveragedWeights
 from difflut_lab.training.health import TernaryHealth, ternary_layers
 from difflut_lab.training.module import Classifier
 from difflut_lab.training.network import Network
@@ -79,11 +82,15 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     previous = None
     if config["ckpt"]:
         previous = checkpoint.read(config["ckpt"])
+    lesson = config[DISTILLATION]
+    teacher = Teacher(lesson["ckpt"], lesson["temperature"]) if lesson["ckpt"] else None
     data: DataSet = REGISTRY.build("data", config["data"]).load()
     _complete(config, data)
     if previous:
         checkpoint.check_continuation(previous, config, config["ckpt"])
-    augmentations = build_augmentations(config, data.input_shape)
+    if teacher:
+        teacher.check(data)
+    augmentations = build_augmentations(config, data.input_shape, len(data.class_names))
     datamodule = InMemoryData(data, config["batch_size"], config["eval_batch_size"], config["seed"], augmentations)
     L.seed_everything(config["seed"], verbose=False)
     network = Network(
@@ -91,7 +98,7 @@ def run(composed: DictConfig, overrides: Sequence[str], directory: Path, sweep: 
     )
     network.calibrate(data.train.x)
     schedules = Schedules(network, config[SCHEDULES])
-    module = Classifier(network, config, checkpoint.header(config, overrides, data))
+    module = Classifier(network, config, checkpoint.header(config, overrides, data), teacher)
     _write_config(config, overrides, directory)
     if not sweep:
         display.show_config(config, directory)
@@ -112,14 +119,17 @@ def _train(
     loggers: list[Logger],
     directory: Path,
 ) -> dict[str, Any]:
-    checkpoints = Checkpoints(directory / "checkpoints")
+    averaged = AveragedWeights(module.network, config["ema_decay"]) if config["ema_decay"] else None
+    checkpoints = Checkpoints(directory / "checkpoints", averaged)
     if config["ckpt"]:
         _bring_best(Path(config["ckpt"]), checkpoints.best_path)
     logged = ["val/acc_soft", "val/gap"] * module.relaxes
     logged += [f"schedule/{key}" for key in schedules.keys] + ["train/regularization"] * module.regularizes
+    logged += ["train/distillation"] * (module.teacher is not None)
     history = History(directory / "history.csv", logged)
     health = [TernaryHealth(module.network, directory / "health.csv")] if ternary_layers(module.network) else []
-    trainer = _build_trainer(config, loggers, directory, [schedules, *health, history, EpochProgress(), checkpoints])
+    callbacks = [schedules, *([averaged] if averaged else []), *health, history, EpochProgress(), checkpoints]
+    trainer = _build_trainer(config, loggers, directory, callbacks)
     picture = None if config["fast_dev_run"] else WiringPicture(module.network, datamodule.data.input_shape)
     start = time.perf_counter()
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -56,7 +57,7 @@ class WarmupCosine(LRScheduler):
         self.eta_min = eta_min
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The learning rates of the step that is next."""
         step = self.last_epoch
         if step < self.warmup_steps:

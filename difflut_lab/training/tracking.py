@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from difflut_lab.training.compose import instantiate
@@ -111,7 +112,10 @@ def log_histograms(
         if isinstance(logger, WandbLogger):
             from wandb import Histogram
 
-            content = {name: Histogram(np_histogram=pair) for name, pair in histograms.items()}
+            content = {
+                name: Histogram(np_histogram=(np.asarray(counts), np.asarray(edges)))
+                for name, (counts, edges) in histograms.items()
+            }
             logger.experiment.log({**content, "epoch": epoch}, commit=False)
 
 

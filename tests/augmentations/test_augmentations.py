@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from difflut_lab.augmentations import RandomCrop
+from difflut_lab.augmentations import Augmentation, RandomCrop
 from difflut_lab.data import Split
 from difflut_lab.errors import ConfigError
 from difflut_lab.registry import REGISTRY
 from difflut_lab.seeding import generator
+from difflut_lab.training.compose import build_augmentations
 from difflut_lab.training.datamodule import Batches
 
 
@@ -37,13 +38,17 @@ def test_random_crop_refuses_what_it_does_not_fit(shape: tuple[int, ...], paddin
 @pytest.mark.parametrize("name", REGISTRY.names("augmentation"))
 def test_batches_are_augmented_by_seed_and_epoch(name: str) -> None:
     split = Split(x=torch.randint(0, 256, (50, 1, 8, 8)).to(torch.uint8), y=torch.arange(50))
-    augmentation = REGISTRY.build("augmentation", name, input_shape=(1, 8, 8))
+    (augmentation,) = build_augmentations({"augmentations": {"mine": {"name": name}}}, (1, 8, 8), 50)
     kept = split.x.clone()
 
-    def batches(epoch: int, *augmentations: object) -> list[torch.Tensor]:
-        loader = Batches(split, 20, seed=3, augmentations=augmentations)  # type: ignore[arg-type]  # any callable
+    def batches(epoch: int, *augmentations: Augmentation) -> list[torch.Tensor]:
+        loader = Batches(split, 20, seed=3, augmentations=augmentations)
         loader.set_epoch(epoch)
-        return [x for x, _ in loader]
+        found = list(loader)
+        for x, y in found:
+            assert x.shape[1:] == (1, 8, 8) and x.dtype in (torch.uint8, torch.float32)
+            assert y.dtype == torch.int64 or (y.shape == (len(x), 50) and y.dtype == torch.float32)
+        return [x for x, _ in found]
 
     first, again, later, plain = (
         batches(0, augmentation),

@@ -64,7 +64,10 @@ def test_the_default_resnet() -> None:
     model.eval()
     stem = model.pool(torch.relu(model.bn1(model.conv1(x))))
     assert stem.shape == (2, 64, 16, 16)
-    assert model.layer3(model.layer2(model.layer1(stem))).shape == (2, 256, 4, 4)
+    for stage in (model.layer1, model.layer2, model.layer3):
+        assert isinstance(stage, nn.Module)
+        stem = stage(stem)
+    assert stem.shape == (2, 256, 4, 4)
     assert model(x).shape == (2, 7)
 
 

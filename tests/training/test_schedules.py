@@ -72,6 +72,13 @@ def test_epochs_train_with_their_values_and_log_them(train, monkeypatch):
     assert logged == pytest.approx([1.0, 0.1, 0.01])
 
 
+@pytest.mark.parametrize("head", ["group_sum", "linear"])
+def test_the_temperature_of_every_head_follows(train, head):
+    directory = train(f"head={head}", "+schedule@schedules.head.tau=linear", "head.tau=9", "schedules.head.tau.end=5")
+    logged = [float(row["schedule/head.tau"]) for row in history(directory)]
+    assert logged == pytest.approx([9 - 4 * epoch / (len(logged) - 1) for epoch in range(len(logged))])
+
+
 def test_the_learned_routing_depends_on_it(train):
     constant = weights(train(*LEARNED, "layer.tau=1.0", name="constant"))
     moved = weights(train(*LEARNED, *TAU, name="moved"))
@@ -131,7 +138,7 @@ def test_the_best_checkpoint_evaluates_with_the_values_of_its_epoch(train):
         ),
         (
             ["+schedules.node.temperature={name: linear, end: -1}"],
-            "schedules.node.temperature.end=-1: must be greater than 0.",
+            "schedules.node.temperature.end=-1: must be at least 0.",
         ),
         (
             ["+schedules.node.temperature={name: linear, end: 1, begin: 2}"],
@@ -166,4 +173,50 @@ def test_what_no_part_of_the_network_has_is_told_with_what_there_is(train, tmp_p
 def test_parts_that_start_at_several_values_need_a_start(train):
     words = [*LEARNED, "+model.per_layer.1.layer.tau=0.5", "+schedules.layer.tau={name: linear, end: 1}"]
     with pytest.raises(ConfigError, match=r"schedules\.layer\.tau\.start: must be given, .* start at 0\.001, 0\.5\."):
+        train(*words)
+
+
+def test_a_network_becomes_ternary_step_by_step(train, monkeypatch):
+    from difflut_lab.ternary.base import TernaryLayer
+
+    seen: list[float] = []
+    effective = TernaryLayer.effective_weight
+
+    def spy(layer: TernaryLayer) -> torch.Tensor:
+        if layer.training and not layer.is_float:
+            seen.append(layer.quantizer.blend)
+        return effective(layer)
+
+    monkeypatch.setattr(TernaryLayer, "effective_weight", spy)
+    blend = "schedules.quantizer.blend"
+    words = [f"+schedule@{blend}=linear", f"{blend}.start=0", f"{blend}.end=1", "trainer.max_epochs=3"]
+    train("model=ternary_mlp", "model.widths=[12,12]", *words)
+    assert sorted(set(seen)) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["model=ternary_mlp", "+schedule@schedules.quantizer.blend=linear", "schedules.quantizer.blend.end=1.5"],
+            r"schedules\.quantizer\.blend\.end=1\.5: must be at least 0 and at most 1\.",
+        ),
+        (
+            ["+schedule@schedules.head.tau=linear", "schedules.head.tau.end=0"],
+            r"schedules\.head\.tau\.end=0\.0: must be greater than 0\.",
+        ),
+        (
+            [
+                "model=ternary_mlp",
+                "quantizer.blend=0",
+                "+schedule@schedules.quantizer.blend=exponential",
+                "schedules.quantizer.blend.end=1",
+            ],
+            r"exponential: a schedule cannot start at 0",
+        ),
+    ],
+    ids=["more than all", "no temperature", "no factor"],
+)
+def test_values_that_a_part_may_not_have_are_refused(train, words, message):
+    with pytest.raises(ConfigError, match=message):
         train(*words)

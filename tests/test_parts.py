@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from difflut_lab import REGISTRY, schema
 from difflut_lab.errors import ConfigError
 from difflut_lab.testing import (
+    check_augmentation,
     check_encoder,
     check_head,
     check_initializer,
@@ -26,6 +27,7 @@ from difflut_lab.testing import (
     check_model,
     check_node,
     check_quantizer,
+    check_regularizer,
     check_ternary_layer,
 )
 from difflut_lab.training.compose import Config, build_model, groups_of, instantiate, model_of, resolve
@@ -160,6 +162,16 @@ def test_heads(name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("name", "options"), cases("initializer"))
 def test_initializers(name: str, options: dict[str, Any]) -> None:
     check_initializer(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("regularizer"))
+def test_regularizers(name: str, options: dict[str, Any]) -> None:
+    check_regularizer(name, **options)
+
+
+@pytest.mark.parametrize(("name", "options"), cases("augmentation"))
+def test_augmentations(name: str, options: dict[str, Any]) -> None:
+    check_augmentation(name, **options)
 
 
 @pytest.mark.parametrize(("name", "options"), cases("quantizer"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,27 @@ import torch
 from torch import Generator, Tensor, nn
 
 from difflut_lab import REGISTRY, register_layer, testing
+from difflut_lab.augmentations import Augmentation
 from difflut_lab.encoders import Encoder, ThresholdEncoder
 from difflut_lab.errors import ConfigError
 from difflut_lab.layers import BaseLUTLayer, RandomRouting
 from difflut_lab.layers.stabilization import stabilize
 from difflut_lab.models import Model
 from difflut_lab.nodes import LUTNodes, ProbabilisticNodes
+from difflut_lab.nodes.regularizers import Regularizer
 from difflut_lab.ops import Flips, Wiring, interpolate
 from difflut_lab.schema import PositiveInt
 from difflut_lab.seeding import generator
-from difflut_lab.testing import check_encoder, check_head, check_initializer, check_layer, check_model, check_node
+from difflut_lab.testing import (
+    check_augmentation,
+    check_encoder,
+    check_head,
+    check_initializer,
+    check_layer,
+    check_model,
+    check_node,
+    check_regularizer,
+)
 from difflut_lab.testing import modules as checks_of_modules
 
 BROKEN: list[tuple[Callable[..., None], type, str]] = []
@@ -119,6 +131,29 @@ class Constant:
         return torch.full(shape, self.value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Cubes(Regularizer):
+    """A regulariser with nothing wrong with it."""
+
+    margin: float = 0.5
+    # smaller magnitudes are free
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return (values.abs() - self.margin).clamp(min=0).pow(3).mean()
+
+
+class Blend(Augmentation):
+    """An augmentation with nothing wrong with it: samples and labels are blended with those of another sample."""
+
+    def __init__(self, *, input_shape: Sequence[int], num_classes: int, share: float = 0.25) -> None:
+        self.input_shape, self.num_classes, self.share = tuple(input_shape), num_classes, share
+
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        partner = torch.randperm(len(x), generator=generator).to(x.device)
+        rows = y if y.is_floating_point() else torch.nn.functional.one_hot(y, self.num_classes).float()
+        return (1 - self.share) * x + self.share * x[partner], (1 - self.share) * rows + self.share * rows[partner]
+
+
 class Small(Model):
     """A model with nothing wrong with it."""
 
@@ -139,6 +174,8 @@ class Small(Model):
         (check_encoder, AboveMean),
         (check_head, Linear),
         (check_initializer, Constant),
+        (check_regularizer, Cubes),
+        (check_augmentation, Blend),
         (check_model, Small),
     ],
 )
@@ -611,7 +648,7 @@ class NeverFlattens(AboveMean):
         return (x > self.mean).to(x.dtype)
 
 
-# heads, initialisers, models
+# heads, initialisers, regularisers, augmentations, models
 
 
 @broken(check_head, "the score of a class is the same whatever the bits")
@@ -656,6 +693,213 @@ class GoesOn(Constant):
 class Infinite(Constant):
     def __call__(self, shape: tuple[int, int], generator: Generator) -> Tensor:
         return super().__call__(shape, generator) / 0
+
+
+@broken(check_regularizer, "it must be one finite number that is at least 0, .* of shape \\(8,\\)")
+class PerNode(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.square().mean(dim=1)
+
+
+@broken(check_regularizer, "it must be one finite number that is at least 0, .*it is \\[-")
+class Negative(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.sum() - 100
+
+
+@broken(check_regularizer, "it has no gradient for the values: it would change nothing")
+class DetachedPenalty(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return super().__call__(values.detach())
+
+
+@broken(check_regularizer, "its gradient is 0 for normal values of the standard deviations 0.1, 1.0, 10.0")
+class Counts(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.sign().square().mean()
+
+
+@broken(check_regularizer, "a small step against its gradient does not lower it: from .* to .*")
+class WrongGradient(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        penalty = super().__call__(values)
+        return 2 * penalty.detach() - penalty
+
+
+@broken(check_regularizer, "its gradient for values of magnitudes up to 0 is none, or not finite. Roots have none at 0")
+class Root(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.square().mean().sqrt()
+
+
+@broken(check_regularizer, "of values of torch.float64 on cpu it is of torch.float32 on cpu")
+class SinglePrecisionPenalty(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return super().__call__(values.float())
+
+
+@broken(check_regularizer, "of twice as many nodes of the same values it is 2 times as large. Take the mean over nodes")
+class Sum(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.square().sum()
+
+
+@broken(check_regularizer, "two calls with the same values give different penalties")
+class Dithered(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        source = torch.Generator()
+        source.seed()
+        return super().__call__(values) + torch.rand((), generator=source).to(values)
+
+
+@broken(check_regularizer, "draws from the global random state of torch")
+class Dropped(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return (values * (torch.rand(values.shape) < 0.5)).square().mean()
+
+
+@broken(check_regularizer, "changed its input in place")
+class Clamps(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        with torch.no_grad():
+            values.clamp_(-0.05, 0.05)
+        return super().__call__(values)
+
+
+@broken(check_regularizer, "not the weight 0.0001 times the penalty, .* a regulariser does not multiply by it")
+class Weighs(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.weight * super().__call__(values)
+
+
+@broken(check_regularizer, "its gradient reaches no parameter of .* nodes, which take it")
+class WidthOfEight(Cubes):
+    def __call__(self, values: Tensor) -> Tensor:
+        return super().__call__(values) if values.shape[1] <= 8 else 0 * values.mean()
+
+
+@broken(check_regularizer, "has no option weight")
+class NoWeight(Regularizer):
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return values.abs().mean()
+
+
+@broken(check_regularizer, "must be a subclass of difflut_lab.nodes.regularizers.Regularizer")
+class NoRegularizer(Constant):
+    pass
+
+
+@broken(check_augmentation, "of samples \\(24, 3, 32, 32\\) of torch.uint8 it gives .* of torch.float64. Samples keep")
+class DoubleSamples(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        blended, rows = super().__call__(x, y, generator)
+        return blended.double(), rows
+
+
+@broken(check_augmentation, "of samples of torch.uint8 from 0 to 255 it gives floats from .* to .*scaled as those are")
+class ScaledSamples(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        blended, rows = super().__call__(x, y, generator)
+        return blended / 255, rows
+
+
+@broken(check_augmentation, "it gives \\(24, 3, 28, 28\\) of torch.uint8")
+class Crops(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return x[:, :, 2:-2, 2:-2], y
+
+
+@broken(check_augmentation, "it changed the samples or the labels that it was given in place. Work on a copy")
+class Erases(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        x[torch.rand(x.shape, generator=generator) < 0.1] = 0
+        return x, y
+
+
+@broken(check_augmentation, "it changed the samples or the labels that it was given in place")
+class Relabels(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        y[torch.rand(y.shape, generator=generator) < 0.1] = 0
+        return x, y
+
+
+@broken(check_augmentation, "draws from the global random state of torch")
+class GlobalNoise(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return super().__call__(x, y, torch.manual_seed(0))
+
+
+@broken(check_augmentation, "two calls with generators of one seed give different batches")
+class Remembers(Blend):
+    previous: Tensor | None = None
+
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        blended, rows = super().__call__(x, y, generator)
+        kept, self.previous = self.previous, blended
+        return blended if kept is None or kept.shape != blended.shape else kept, rows
+
+
+@broken(check_augmentation, "generators of 5 seeds give the same batch. Draw from generator")
+class Mirrors(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return x.flip(3), y
+
+
+@broken(
+    check_augmentation, "labels \\(24,\\) of torch.int32; they must be classes, int64 \\(24,\\), or parts of classes"
+)
+class ShortLabels(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return super().__call__(x, y, generator)[0], y.int()
+
+
+@broken(check_augmentation, "of labels that are parts of classes it makes classes, torch.int64. Pass them on")
+class Decides(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return super().__call__(x, y, generator)[0], y.argmax(dim=1) if y.is_floating_point() else y
+
+
+@broken(check_augmentation, "they must be at least 0 and sum to 1; their sums reach from 0.75 to 0.75")
+class Partial(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        blended, rows = super().__call__(x, y, generator)
+        return blended, 0.75 * rows
+
+
+@broken(check_augmentation, "parts of classes must have shape \\(24, 10\\)")
+class FewerClasses(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        blended, rows = super().__call__(x, y, generator)
+        return blended, rows[:, 1:]
+
+
+@broken(check_augmentation, "that are not from 0 to 9")
+class NextClass(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return super().__call__(x, y, generator)[0], y + 1
+
+
+@broken(check_augmentation, "gave Tensor, not a tuple of two tensors")
+class SamplesOnly(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> Any:
+        return super().__call__(x, y, generator)[0]
+
+
+@broken(check_augmentation, "with torch.uint8 samples \\(1, 3, 32, 32\\), labels and a generator raised ValueError")
+class NeedsPairs(Blend):
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        if len(x) < 2:
+            raise ValueError("nothing to blend with")
+        return super().__call__(x, y, generator)
+
+
+@broken(check_augmentation, "must be a subclass of difflut_lab.augmentations.Augmentation")
+class NoAugmentation:
+    def __call__(self, x: Tensor, y: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        return x, y
 
 
 @broken(check_model, "building it, .* draws from the global random state of torch")
@@ -725,6 +969,10 @@ def test_names_options_and_sizes() -> None:
         check_layer(Sized)
     check_layer(Sized, input_size=20, output_size=7, n=2, node_type=Mean, span=3)
     assert set(seen) == {(20, 7, 2, Mean, 3)}
+    check_regularizer("spectral", n=1, power=0.0)
+    check_augmentation("random_crop", input_shape=(1, 9, 5), num_classes=2, padding=4)
+    with pytest.raises(ConfigError, match=r"padding=5: must be less than the images' size, \(9, 5\)"):
+        check_augmentation("random_crop", input_shape=(1, 9, 5), padding=5)
 
 
 def test_a_layer_that_asks_for_bits_per_feature_may_be_given_them() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +39,8 @@ class Linear(nn.Module):
     bias : nn.Parameter
         b, ``(C,)``.
     """
+
+    SCHEDULABLE: ClassVar[tuple[str, ...]] = ("tau",)
 
     def __init__(self, input_size: int, num_classes: int, *, tau: PositiveFloat = 1.0, seed: int = 42) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ broken and how to mend it::
         check_layer("my_layer", span=8)
 """
 
+from difflut_lab.testing.augmentations import check_augmentation
 from difflut_lab.testing.encoders import check_encoder
 from difflut_lab.testing.heads import check_head
 from difflut_lab.testing.initializers import check_initializer
@@ -16,9 +17,11 @@ from difflut_lab.testing.layers import check_layer
 from difflut_lab.testing.models import check_model
 from difflut_lab.testing.nodes import check_node
 from difflut_lab.testing.quantizers import check_quantizer
+from difflut_lab.testing.regularizers import check_regularizer
 from difflut_lab.testing.ternary import check_ternary_layer
 
 __all__ = [
+    "check_augmentation",
     "check_encoder",
     "check_head",
     "check_initializer",
@@ -26,5 +29,6 @@ __all__ = [
     "check_model",
     "check_node",
     "check_quantizer",
+    "check_regularizer",
     "check_ternary_layer",
 ]

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from difflut_lab.encoders.base import Encoder
-from difflut_lab.layers import BaseLUTLayer
+from difflut_lab.layers import BaseLUTLayer, ConvLUT
 from difflut_lab.layers.feature_wise_groups import FeatureWiseGroups
 from difflut_lab.registry import REGISTRY
 from difflut_lab.training.network import Network
@@ -92,6 +92,8 @@ class WiringPicture:
             if shape is None
             else f"Layer {title}: {layer.output_size:,} channels out of {' x '.join(str(size) for size in shape)}"
         )
+        if isinstance(layer, ConvLUT) and layer.groups > 1:
+            title += f", in {layer.groups} groups"
         after = _reads(layer)
         if after is None or before is None:
             return Panel(title=title, text="No wiring() says which inputs its nodes read.")

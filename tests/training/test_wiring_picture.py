@@ -132,6 +132,17 @@ def test_a_layer_of_planes_is_drawn_as_planes_summed_over_bits(build, bits):
     assert sum(colour != NEVER for shown in maps for row in shown for colour in row) == 2
 
 
+def test_convolutions_say_their_planes_and_groups(build):
+    network = build("model=lut_conv", "model.channels=[4,6]", "+model.per_layer.1.layer.groups=2", "encoder.bits=3")
+    picture = WiringPicture(network, SHAPE)
+    titles = [picture._panel("of trees", layer, layer.reads()).title for layer in layers(network)[:2]]
+    assert titles == [
+        "Layer of trees: 4 channels out of 3 x 8 x 8",
+        "Layer of trees: 6 channels out of 4 x 4 x 4, in 2 groups",
+    ]
+    draw(picture)
+
+
 class Unsaid(BaseLUTLayer):
     def route(self, x):
         return x[:, : self.n].unsqueeze(1).expand(-1, self.output_size, -1)

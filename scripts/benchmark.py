@@ -1,4 +1,4 @@
-"""Times of ops, layers and whole training steps: ``make bench``, or ``python scripts/benchmark.py --batch 128``.
+"""Times of ops, layers, training steps and packed layers: ``make bench``, or ``scripts/benchmark.py --batch 128``.
 
 Every row has the median of repeated runs with the 20 % and 80 % quantiles, for forward, backward and both. The backends
 of this package and, where they are installed, other libraries take turns run by run, in one process. With one thread
@@ -46,7 +46,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
-from benchmark_cases import GROUPS, Case, Sizes, cases, find_peers
+from benchmark_cases import GROUPS, Case, Sizes, cases, find_peers, packed_cases
 from benchmark_limits import Limits, measure_limits
 from benchmark_measure import BACKENDS, Row, measure
 from benchmark_report import plot, tabulate
@@ -147,6 +147,8 @@ def run(options: argparse.Namespace) -> Path:
     for batch, n in product(dict.fromkeys(options.batch), dict.fromkeys(options.fan_in)):
         sizes = Sizes(batch=batch, inputs=options.inputs, nodes=options.nodes, n=n, device=options.device)
         plan += ((sizes, case) for case in cases(sizes, options.only, peers, options.quick))
+    if "packed" in options.only:
+        plan += packed_cases(options.device)
     rows: list[Row] = []
     block: list[Row] = []
     end = time.perf_counter() + (QUICK_SECONDS if options.quick else SECONDS)
@@ -154,7 +156,7 @@ def run(options: argparse.Namespace) -> Path:
     with Progress(console=console, transient=True, auto_refresh=False) as progress:
         task = progress.add_task("", total=len(plan))
         for index, (sizes, case) in enumerate(plan):
-            label = f"{case.what}, n = {sizes.n}, batch {sizes.batch}"
+            label = f"{case.what}, {sizes}"
             progress.update(task, completed=index, description=label, refresh=True)
             share = max(0.0, end - time.perf_counter()) / (len(plan) - index)
             block += measure(case, sizes, options.runs, share, limits, notes)
@@ -167,11 +169,12 @@ def run(options: argparse.Namespace) -> Path:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    if importlib.util.find_spec("matplotlib") is None:
+    drawn = [row for row in rows if row["group"] != "packed"]
+    if drawn and importlib.util.find_spec("matplotlib") is None:
         notes.append("no plot: matplotlib is not installed; pip install -e '.[bench]' installs it")
-    else:
+    elif drawn:
         title = f"{headline}; {options.inputs} inputs, {options.nodes} nodes; {machine['clock']}"
-        plot(rows, title, directory / "benchmark.png")
+        plot(drawn, title, directory / "benchmark.png")
     write_json(directory / "machine.json", machine | {"notes": notes})
     for note in notes:
         console.print(note, markup=False)

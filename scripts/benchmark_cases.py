@@ -1,4 +1,6 @@
-"""What ``benchmark.py`` measures: ops, layers and whole training steps, and what other libraries have in their place.
+"""What ``benchmark.py`` measures, and what other libraries have in its place.
+
+Ops, layers, whole training steps, and packed layers in inference.
 
 Shape letters: B batch, F inputs, N nodes, n inputs per node, K = 2^n entries of a table.
 """
@@ -22,8 +24,12 @@ from difflut_lab import REGISTRY
 from difflut_lab.layers import LayerConfig
 from difflut_lab.models import LUTMLP
 from difflut_lab.ops import Wiring, efd_table, interpolate, lookup, route
+from difflut_lab.ternary import TernaryLinear, pack
+from difflut_lab.ternary.base import ActivationBits
 
-GROUPS = ("ops", "layers", "steps")
+GROUPS = ("ops", "layers", "steps", "packed")
+# tokens, inputs and outputs of packed layers
+PACKED = ((1, 4096, 4096), (32, 1024, 1024), (256, 1024, 1024))
 CANDIDATES = 32
 # one score per input, slot and node: beyond so many products with scores a run takes seconds
 MOST_PRODUCTS = 128 * 2000 * 6 * 1568
@@ -41,7 +47,11 @@ class Sizes:
     inputs: int
     nodes: int
     n: int
+    """0 of layers that have no nodes."""
     device: str
+
+    def __str__(self) -> str:
+        return (f"n = {self.n}, " if self.n else "") + f"batch {self.batch}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +144,32 @@ def cases(sizes: Sizes, groups: Sequence[str], peers: Mapping[str, ModuleType], 
             for flips in (0.0, 0.05):
                 what = f"lut_mlp, {node}" + (f", flips {flips:.0%}" if flips else "")
                 yield Case(group="steps", what=what, own=partial(_network, s, node, flips))
+
+
+def packed_cases(device: str) -> Iterator[tuple[Sizes, Case]]:
+    """Packed linear layers, W1.58 with 8-bit and with float activations, beside ``nn.Linear``; there is no backward."""
+    for tokens, inputs, outputs in PACKED:
+        sizes = Sizes(batch=tokens, inputs=inputs, nodes=outputs, n=0, device=device)
+        dense = nn.Linear(inputs, outputs)
+        kinds: tuple[tuple[ActivationBits, str], ...] = ((8, "W1.58A8"), (None, "W1.58"))
+        for bits, name in kinds:
+            layer = pack(TernaryLinear(inputs, outputs, activation_bits=bits))
+            memory, packed = (sum(t.nbytes for t in module.state_dict().values()) for module in (dense, layer))
+            yield (
+                sizes,
+                Case(
+                    group="packed",
+                    what=f"packed linear, {name}, {inputs} -> {outputs}, 1 / {memory / packed:.1f} of the memory",
+                    own=partial(_inference, sizes, layer),
+                    others={"nn.Linear": partial(_inference, sizes, dense)},
+                ),
+            )
+
+
+def _inference(s: Sizes, module: nn.Module) -> Step:
+    module.to(s.device)
+    x = torch.randn(s.batch, s.inputs, device=s.device)
+    return Step(forward=torch.inference_mode()(lambda: module(x)), backward=lambda y: None, leaves=())
 
 
 def _inputs(s: Sizes) -> Tensor:

@@ -95,8 +95,8 @@ def of_part(count: tuple[int, int] | None, part: str) -> int | None:
 
 
 def ratio(values: list[float] | None, others: list[float] | None) -> float | None:
-    """Of medians; None where one of them was not measured."""
-    if values is None or others is None:
+    """Of medians; None where one of them was not measured, or took no time."""
+    if values is None or others is None or not quantile(others, 0.5):
         return None
     return round(quantile(values, 0.5) / quantile(others, 0.5), 3)
 
@@ -114,7 +114,7 @@ def choose(name: str) -> None:
 
 def prepare(case: Case, sizes: Sizes, notes: list[str]) -> list[Variant]:
     """Make all variants of a case and run each twice: once to compile and warm up, once for its memory."""
-    size = f"{case.what}, n = {sizes.n}, batch {sizes.batch}"
+    size = f"{case.what}, {sizes}"
     step = case.own()
     variants = []
     for name in BACKENDS[sizes.device]:

@@ -29,7 +29,8 @@ def tabulate(rows: Sequence[Mapping[str, Any]], sizes: Sizes, clock: str) -> Tab
         Whose milliseconds they are.
     """
     fast = BACKENDS[sizes.device][1]
-    title = f"n = {sizes.n}, batch {sizes.batch}; {sizes.inputs} inputs, {sizes.nodes} nodes; milliseconds of {clock}"
+    nodes = f"{sizes.nodes} nodes" if sizes.n else f"{sizes.nodes} outputs"
+    title = f"{sizes}; {sizes.inputs} inputs, {nodes}; milliseconds of {clock}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     columns = ["forward", "backward", "full", "20-80 %", "speed-up", f"/ {fast}", "of limit", "peak MiB", "saved MiB"]

@@ -2,9 +2,11 @@
 
 ``python scripts/compile_kernels.py [--fan-in 2 6 8] [--targets sm_80 sm_90 gfx942] [--kernels interpolate.evaluate]``
 
-Of each kernel the block with the most samples per thread is compiled, for every kind of launch: float32 and bfloat16,
-with and without flips, inputs routed already, batches of odd sizes. Nothing comes from Triton's cache. The exit status
-is 1 if registers are spilled. With ``--write`` the tables replace those in ``docs/kernels.md``.
+Of each kernel of nodes the block with the most samples per thread is compiled, for every kind of launch: float32 and
+bfloat16, with and without flips, inputs routed already, batches of odd sizes. Of products with ternary weights it is
+the block that needs the most registers, for each type of activations. Nothing comes from Triton's cache. The exit
+status is 1 if registers are spilled, or if bytes are not multiplied by the instructions for matrices of integers. With
+``--write`` the tables of the kernels that were compiled replace those in ``docs/kernels.md``.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import importlib
 import itertools
 import multiprocessing
 import os
+import re
 import sys
 import tempfile
 import time
@@ -44,6 +47,25 @@ LAUNCHES: dict[str, dict[str, Any]] = {
     "routed": {"wired": False},
     "odd": {"odd": True},
 }
+# of products with ternary weights, which have no nodes: the launches of each
+PRODUCTS = {
+    "ternary_linear.round_values": ("fp32",),
+    "ternary_linear.multiply": ("int8", "fp16", "int8 skew"),
+    "ternary_linear.multiply_floats": ("fp32",),
+    "ternary_linear.multiply_one": ("int8", "fp16", "fp32"),
+    "ternary_linear.convolve": ("int8", "fp16", "int8 skew"),
+    "ternary_linear.convolve_floats": ("fp32",),
+}
+ACTIVATIONS: dict[str, dict[str, Any]] = {
+    "int8": {"operand": "i8"},
+    "int8 skew": {"operand": "i8", "skew": True},
+    "fp16": {"operand": "fp16"},
+    "fp32": {"operand": "fp32"},
+}
+# instructions that multiply matrices, and kernels whose bytes must be multiplied by those for integers
+MATRIX = re.compile(r"(?:wg)?mma\.\S+\.(?:s32|f32)\.\w+|v_mfma_\w+")
+INTEGER = re.compile(r"s32\.s8|_i32_\w+_i8")
+MATRICES = ("ternary_linear.multiply", "ternary_linear.convolve")
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
 
 # of an H100 SXM, from its data sheet: bytes and fused multiply-adds per second
@@ -59,13 +81,23 @@ class Row(NamedTuple):
 
     kernel: str
     n: int
+    # 0 of products
+
     launch: str
     target: str
-    samples: int
+    block: str
+    # samples of a node, or tokens, outputs and inputs of a step
+
     warps: int
     registers: int
     spilled: int
     shared: int
+    instruction: str = ""
+    # that multiplies matrices
+
+    def __str__(self) -> str:
+        fan_in = [f"n={self.n}"] if self.n else []
+        return " ".join([self.kernel, *fan_in, self.launch, self.target])
 
 
 def main() -> None:
@@ -73,8 +105,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fan-in", type=int, nargs="+", default=[2, 4, 6, 8])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--launches", nargs="+", choices=LAUNCHES, default=list(LAUNCHES))
+    parser.add_argument("--kernels", nargs="+", choices=[*KERNELS, *PRODUCTS], default=[*KERNELS, *PRODUCTS])
+    launches = list(dict.fromkeys([*LAUNCHES, *ACTIVATIONS]))
+    parser.add_argument("--launches", nargs="+", choices=launches, default=launches)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.parent.name}/{PAGE.name}")
     arguments = parser.parse_args()
@@ -88,7 +121,13 @@ def main() -> None:
             (kernel, n, launch, target)
             for n in sorted(arguments.fan_in, reverse=True)
             for kernel, launch in itertools.product(arguments.kernels, arguments.launches)
-            if differs(kernel, launch)
+            if kernel in KERNELS and differs(kernel, launch)
+            for target in arguments.targets
+        ]
+        tasks += [
+            (kernel, 0, launch, target)
+            for kernel, launch in itertools.product(arguments.kernels, arguments.launches)
+            if launch in PRODUCTS.get(kernel, ())
             for target in arguments.targets
         ]
         with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
@@ -96,31 +135,44 @@ def main() -> None:
     show(rows)
     print(f"{len(rows)} kernels in {time.perf_counter() - begin:.0f} s")
     if arguments.write:
-        rows.sort(key=lambda row: (row.n, list(KERNELS).index(row.kernel)))
-        write({"resources": resources(rows), "limits": limits(sorted(arguments.fan_in))})
+        write(tables(rows))
     fail_on_spills(rows)
+    fail_without_integers(rows)
 
 
 def fail_on_spills(rows: list[Row]) -> None:
     """Leave with status 1, naming the kernels, if any keeps registers in memory."""
     spilled = [row for row in rows if row.spilled]
     if spilled:
-        found = (f"{row.kernel} n={row.n} {row.launch} {row.target}: {row.spilled} bytes" for row in spilled)
-        sys.exit("spilled registers: " + ", ".join(found))
+        sys.exit("spilled registers: " + ", ".join(f"{row}: {row.spilled} bytes" for row in spilled))
+
+
+def fail_without_integers(rows: list[Row]) -> None:
+    """Leave with status 1, naming the kernels, if any multiplies bytes without the instructions that there are."""
+    bytewise = (row for row in rows if row.kernel in MATRICES and row.launch.startswith("int8"))
+    found = [f"{row}: {row.instruction or 'none'}" for row in bytewise if not INTEGER.search(row.instruction)]
+    if found:
+        sys.exit("bytes are not multiplied as integers: " + ", ".join(found))
 
 
 def differs(kernel: str, launch: str) -> bool:
     """Whether a kernel is compiled for a kind of launch, or one for another kind is the same."""
-    return all(word in KERNELS[kernel] for word in ("flips", "routed") if word in launch)
+    return launch in LAUNCHES and all(word in KERNELS[kernel] for word in ("flips", "routed") if word in launch)
 
 
 def measure(kernel: str, n: int, launch: str, target: str) -> Row:
     """Compile one kernel for one target."""
-    from difflut_lab.ops.kernel.triton import Launch, compile_ahead
+    from difflut_lab.ops.dot import triton as dot
+    from difflut_lab.ops.kernel import triton as nodes
 
     op, _, name = kernel.partition(".")
     tuned = getattr(importlib.import_module(f"difflut_lab.ops.{op}.triton"), name)
-    return Row(kernel, n, launch, target, *compile_ahead(tuned, target, n, Launch(**LAUNCHES[launch])))
+    if n:
+        use = nodes.compile_ahead(tuned, target, n, nodes.Launch(**LAUNCHES[launch]))
+        return Row(kernel, n, launch, target, str(use.samples), *use[1:])
+    block, warps, binary = dot.compile_ahead(tuned, target, dot.Launch(**ACTIVATIONS[launch]))
+    found = MATRIX.search(binary.assembly)
+    return Row(kernel, n, launch, target, block, warps, *binary[:3], found[0] if found else "")
 
 
 def show(rows: list[Row]) -> None:
@@ -130,28 +182,50 @@ def show(rows: list[Row]) -> None:
         "n",
         "launch",
         "target",
-        "samples",
+        "block",
         "warps",
         "registers",
         "spilled",
         "shared bytes",
     )
     for row in rows:
-        table.add_row(*map(str, row))
+        table.add_row(row.kernel, str(row.n or ""), *map(str, row[2:-1]))
     # a log has no width of its own
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
+def tables(rows: list[Row]) -> dict[str, str]:
+    """The tables of ``docs/kernels.md`` that the compiled kernels are in, by name."""
+    found: dict[str, str] = {}
+    nodes = sorted((row for row in rows if row.n), key=lambda row: (row.n, list(KERNELS).index(row.kernel)))
+    if nodes:
+        found |= {"resources": resources(nodes), "limits": limits(sorted({row.n for row in nodes}))}
+    dots = sorted((row for row in rows if not row.n), key=lambda row: list(PRODUCTS).index(row.kernel))
+    return found | ({"products": products(dots)} if dots else {})
+
+
 def resources(rows: list[Row]) -> str:
-    """The table of ``docs/kernels.md``: a row per kernel and fan-in, with flips if it has any; a column per target."""
+    """A line per kernel and fan-in, with flips if it has any."""
     rows = [row for row in rows if row.launch == ("fp32 flips" if differs(row.kernel, "fp32 flips") else "fp32")]
-    targets = list(dict.fromkeys(row.target for row in rows))
-    lines = [f"| kernel | n | samples | warps | {' | '.join(targets)} |", "|---" * (4 + len(targets)) + "|"]
-    for kernel, n in dict.fromkeys((row.kernel, row.n) for row in rows):
-        uses = {row.target: row for row in rows if (row.kernel, row.n) == (kernel, n)}
-        use = next(iter(uses.values()))
-        cells = [f"{uses[target].registers}, {uses[target].spilled}, {uses[target].shared}" for target in targets]
-        lines.append(f"| `{kernel}` | {n} | {use.samples} | {use.warps} | {' | '.join(cells)} |")
+    return uses("n", "samples", [(str(row.n), row) for row in rows])
+
+
+def products(rows: list[Row]) -> str:
+    """A line per kernel and launch."""
+    return uses("activations", "tokens x outputs x inputs", [(row.launch, row) for row in rows])
+
+
+def uses(kind: str, block: str, rows: list[tuple[str, Row]]) -> str:
+    """A line per kernel and kind, as rows are told apart; a column per target."""
+    targets = list(dict.fromkeys(row.target for _, row in rows))
+    lines = [f"| kernel | {kind} | {block} | warps | {' | '.join(targets)} |", "|---" * (4 + len(targets)) + "|"]
+    kinds: dict[tuple[str, str], dict[str, Row]] = {}
+    for value, row in rows:
+        kinds.setdefault((row.kernel, value), {})[row.target] = row
+    for (kernel, value), found in kinds.items():
+        use = next(iter(found.values()))
+        cells = [f"{found[target].registers}, {found[target].spilled}, {found[target].shared}" for target in targets]
+        lines.append(f"| `{kernel}` | {value} | {use.block} | {use.warps} | {' | '.join(cells)} |")
     return "\n".join([f"With triton {version('triton')}:", "", *lines])
 
 

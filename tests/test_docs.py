@@ -1,4 +1,4 @@
-"""The tutorial is true: its code runs in the order of the page and prints what the page shows."""
+"""The tutorials are true: their code runs in the order of the page and prints what the page shows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from difflut_lab import REGISTRY
 from difflut_lab.registry import KINDS
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "custom_parts.md"
+# each with the number of tests that its own files have
+PAGES = {"custom_parts": 3, "ternary_layers": 0}
 # small, so that the page's trainings take seconds here; what it shows is of whole ones
 QUICK = ["model.widths=[40,20]", "trainer=cpu", "trainer.max_epochs=1", "data.val_fraction=0.5", "logger=none"]
 
@@ -45,8 +46,8 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
-BLOCKS = blocks(PAGE.read_text())
-COMMANDS = [block for block in BLOCKS if block.language == ""]
+BLOCKS = {name: blocks((ROOT / "docs" / f"{name}.md").read_text()) for name in PAGES}
+COMMANDS = [(name, block) for name, page in BLOCKS.items() for block in page if block.language == ""]
 
 
 def file_of(block: Block) -> str | None:
@@ -55,9 +56,9 @@ def file_of(block: Block) -> str | None:
     return named.group(1) if named else None
 
 
-def write_files(folder: Path) -> None:
+def write_files(page: str, folder: Path) -> None:
     """What a reader who follows the page has written at its end."""
-    for block in BLOCKS:
+    for block in BLOCKS[page]:
         if name := file_of(block):
             with open(folder / name, "a") as file:
                 file.write(block.text)
@@ -72,7 +73,7 @@ def _forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     parts = {kind: dict(REGISTRY._loaded(kind)) for kind in KINDS}
     yield
-    for name in {file_of(block) for block in BLOCKS} - {None}:
+    for name in {file_of(block) for page in BLOCKS.values() for block in page} - {None}:
         sys.modules.pop(str(name).removesuffix(".py"), None)
     for kind, known in parts.items():
         for added in set(REGISTRY._parts[kind]) - set(known):
@@ -81,10 +82,11 @@ def _forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 
 @pytest.mark.usefixtures("_forgotten")
-def test_python_runs_and_prints_what_the_page_shows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_python_runs_and_prints_what_the_page_shows(page: str, tmp_path: Path) -> None:
     names: dict[str, object] = {}
     ran = []
-    for block in BLOCKS:
+    for block in BLOCKS[page]:
         if block.language != "python":
             continue
         name = file_of(block)
@@ -100,14 +102,16 @@ def test_python_runs_and_prints_what_the_page_shows(tmp_path: Path) -> None:
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(block.text, str(PAGE), "exec"), names)
+            exec(compile(block.text, f"{page}.md", "exec"), names)
         assert printed.getvalue() == (block.output or ""), block.text
-    assert len(ran) == 3
+    assert len(ran) == PAGES[page]
 
 
-@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: "sweep" if "-m" in block.text.split() else "run")
-def test_commands_run_and_print_what_the_page_shows(block: Block, tmp_path: Path) -> None:
-    write_files(tmp_path)
+@pytest.mark.parametrize(
+    ("page", "block"), COMMANDS, ids=["sweep" if "-m" in block.text.split() else "run" for _, block in COMMANDS]
+)
+def test_commands_run_and_print_what_the_page_shows(page: str, block: Block, tmp_path: Path) -> None:
+    write_files(page, tmp_path)
     command = shlex.split(block.text)
     assert command[:2] == ["python", "train.py"]
     result = subprocess.run(
@@ -125,5 +129,5 @@ def labels(output: str) -> set[str]:
     return {re.sub(r"\d+", "0", cell) for cell in cells if re.match("[a-z]", cell)}
 
 
-def test_the_page_has_few_commands_because_each_is_a_process() -> None:
+def test_the_pages_have_few_commands_because_each_is_a_process() -> None:
     assert len(COMMANDS) == 2

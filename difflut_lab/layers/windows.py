@@ -75,10 +75,10 @@ class Windows:
             if below is not None and beside is not None:
                 yield (below[0], beside[0]), (below[1], beside[1])
 
-    def unfold(self, planes: Tensor) -> Tensor:
-        """What the taps see, ``(C, taps, Y, X, B)``, of planes ``(C, H, W, B)``; zeros in the padding."""
+    def unfold(self, planes: Tensor, fill: float = 0.0) -> Tensor:
+        """What the taps see, ``(C, taps, Y, X, B)``, of planes ``(C, H, W, B)``; ``fill`` in the padding."""
         shape = (len(planes), len(self.taps), self.rows, self.columns, planes.shape[3])
-        seen = planes.new_zeros(shape) if self.padding else planes.new_empty(shape)
+        seen = planes.new_full(shape, fill) if self.padding else planes.new_empty(shape)
         for tap, ((rows, columns), (y, x)) in enumerate(self.views()):
             seen[:, tap, rows, columns] = planes[:, y, x]
         return seen

@@ -71,7 +71,7 @@ def chosen_kernels() -> dict[str, str]:
     return dict(_chosen)
 
 
-def choose(op: str, n: int, *tensors: Tensor) -> ModuleType:
+def choose(op: str, n: int, *tensors: Tensor, plain: str = "") -> ModuleType:
     """The module that computes an op.
 
     Parameters
@@ -79,19 +79,23 @@ def choose(op: str, n: int, *tensors: Tensor) -> ModuleType:
     op : str
         Such as ``"interpolate"``.
     n : int
-        Inputs per node.
+        Inputs per node; 0 of ops without nodes.
     *tensors : Tensor
         What it computes with. All are on one device.
+    plain : str
+        Why only the reference computes it, such as ``"scales differ by group"``; empty where fast ones may.
     """
-    return backend(op, kernels(), n, tensors[0].device.type, compute_dtype(*tensors))
+    return backend(op, kernels(), n, tensors[0].device.type, compute_dtype(*tensors), plain)
 
 
 @functools.cache
-def backend(op: str, asked: str, n: int, device: str, dtype: torch.dtype) -> ModuleType:
+def backend(op: str, asked: str, n: int, device: str, dtype: torch.dtype, plain: str = "") -> ModuleType:
     """The module that computes an op for arguments of a kind; see ``choose``."""
     wanted = "cpu" if asked == "auto" else asked
     why = ""
-    if wanted == "cpu":
+    if plain and wanted != "reference":
+        why = plain
+    elif wanted == "cpu":
         why = cpu_declines(n, device, dtype)
     elif wanted == "triton":
         why = triton_declines(op, n, device, dtype)

@@ -8,6 +8,9 @@ from difflut_lab.ternary.functional import quantize
 from difflut_lab.ternary.fuse import FusedTernaryConvBN, fold
 from difflut_lab.ternary.linear import TernaryLinear
 from difflut_lab.ternary.norm import TernaryBatchNorm
+from difflut_lab.ternary.packed.file import load_packed, save_packed
+from difflut_lab.ternary.packed.layers import PackedConv2d, PackedLinear, PackError
+from difflut_lab.ternary.packing import pack
 from difflut_lab.ternary.quantizers import Quantizer, Ternary, build_quantizer
 from difflut_lab.ternary.recurrent import TernaryLSTM, TernaryLSTMCell
 from difflut_lab.ternary.residual import TernaryBottleneck, TernaryResidualBlock
@@ -16,6 +19,9 @@ __all__ = [
     "Augmented",
     "FusedTernaryConvBN",
     "LearnableTernaryActivation",
+    "PackError",
+    "PackedConv2d",
+    "PackedLinear",
     "Quantizer",
     "Ternary",
     "TernaryActivation",
@@ -32,5 +38,8 @@ __all__ = [
     "build_activation",
     "build_quantizer",
     "fold",
+    "load_packed",
+    "pack",
     "quantize",
+    "save_packed",
 ]

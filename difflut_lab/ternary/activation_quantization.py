@@ -1,4 +1,4 @@
-"""Activations rounded to 8-bit integers, with a step per token (the A8 of W1.58A8, BitNet b1.58, arXiv 2402.17764)."""
+"""Activations that are rounded to 8-bit integers while a network is trained."""
 
 from __future__ import annotations
 
@@ -7,31 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-LEVELS = 127  # largest magnitude of a rounded value
-
-
-def quantize_activations(x: Tensor, dims: Sequence[int] = (-1,)) -> tuple[Tensor, Tensor]:
-    """Integers and their step.
-
-    Parameters
-    ----------
-    x : Tensor
-        Any shape.
-    dims : sequence of int
-        The dimensions that the values which share a step extend over.
-
-    Returns
-    -------
-    levels, step : Tensor
-        ``round(x / step)``, from -127 to 127, in the dtype of x, and ``max|x| / 127``, at least the smallest normal
-        number, of 1 in the dimensions of ``dims``.
-    """
-    largest = x.abs().amax(dim=tuple(dims), keepdim=True)
-    step = (largest / LEVELS).clamp(min=torch.finfo(x.dtype).tiny)
-    return (x / step).round().clamp(-LEVELS, LEVELS), step
+from difflut_lab.ops.ternary_linear import quantize_activations
+from difflut_lab.ternary.quantizers.base import straight_through
 
 
 def fake_quantize(x: Tensor, dims: Sequence[int] = (-1,)) -> Tensor:
-    """``levels * step`` of ``quantize_activations``, with the gradient of x."""
-    levels, step = quantize_activations(x.detach(), dims)
-    return x + (levels * step - x).detach()
+    """``levels * step`` of ``quantize_activations``, with the gradient of x; levels are those of x in float32."""
+    levels, step = quantize_activations(x.detach().to(torch.promote_types(x.dtype, torch.float32)), dims)
+    return straight_through(x, levels * step, 1.0)

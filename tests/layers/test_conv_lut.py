@@ -16,6 +16,8 @@ from difflut_lab import REGISTRY
 from difflut_lab.errors import ConfigError
 from difflut_lab.layers import ConvLUT, LayerConfig, freeze, soft
 from difflut_lab.nodes import LUTNodes
+from difflut_lab.ops import Flips, flip_mask
+from difflut_lab.seeding import derive_seed
 
 SHAPE = (4, 6, 7)
 CASES: list[dict[str, Any]] = [
@@ -79,16 +81,32 @@ def walked(layer: ConvLUT, x: Tensor) -> Tensor:
     return y.flatten(1)
 
 
-def unfolded(layer: ConvLUT, x: Tensor) -> Tensor:
-    """The training forward written with torch's unfolding, pairs of sample and position as a batch."""
+def seen_by(layer: ConvLUT, x: Tensor) -> Tensor:
+    """What each slot of the first level sees, ``(B, P, N, n)``, by torch's unfolding."""
     channels, size = layer.input_shape[0], layer.windows.size
     seen = F.unfold(x.reshape(-1, *layer.input_shape), size, padding=layer.windows.padding, stride=layer.windows.stride)
     taps = torch.tensor([dy * size + dx for dy, dx in layer.windows.taps])
     seen = seen.unflatten(1, (channels, size * size))[:, :, taps].flatten(1, 2).transpose(1, 2)
-    y = seen.reshape(-1, seen.shape[2])[:, layer.wiring().long()]
-    for bank in layer.branches:
-        y = bank(y).unflatten(1, (-1, layer.n))
-    return layer.nodes(y).reshape(len(x), -1, layer.output_shape[0]).transpose(1, 2).flatten(1)
+    return seen[:, :, layer.wiring().long()]
+
+
+def unfolded(layer: ConvLUT, x: Tensor, step: int | None = None) -> Tensor:
+    """The training forward node by node, pairs of sample and position as a batch; with the flips of a step."""
+    y, pixels = (seen_by(layer, values).flatten(0, 1) for values in (x, torch.ones_like(x)))
+    for level, bank in enumerate((*layer.branches, layer.nodes)):
+        if step is not None:
+            seed = derive_seed(layer._flip_seed, level) if level else layer._flip_seed
+            flips = Flips(layer.layer_config.flip_probability, seed, torch.tensor(step))
+            mask = flip_mask(flips, bank.num_nodes, layer.n, len(y))
+            # flips are counted with the samples of a position next to each other
+            mask = mask.unflatten(2, (-1, len(x))).permute(3, 2, 0, 1).flatten(0, 1)
+            if level == 0:
+                mask = mask & (pixels > 0)
+            y = y + (torch.where(mask, 1 - y, y) - y).detach()
+        y = bank(y)
+        if level < len(layer.branches):
+            y = y.unflatten(1, (-1, layer.n))
+    return y.reshape(len(x), -1, layer.output_shape[0]).transpose(1, 2).flatten(1)
 
 
 @every_case
@@ -129,6 +147,29 @@ def test_training_forward_and_gradients(case: dict[str, Any], node: Any) -> None
         assert ours.isfinite().all() and ours.ne(0).any()
     with soft(layer):
         torch.testing.assert_close(layer(x), results[1][0])
+
+
+@every_case
+@pytest.mark.parametrize("node", ["dwn", "probabilistic", "hybrid", Product])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_flip_and_the_padding_does_not(case: dict[str, Any], node: Any, dtype: torch.dtype) -> None:
+    layer = build(node=node, layer_config={"flip_probability": 0.3}, **case).to(dtype)
+    x = features(4, layer).to(dtype).requires_grad_()
+    parameters = list(layer.parameters())
+    upstream = torch.randn(4, layer(x).shape[1], dtype=dtype, generator=torch.Generator().manual_seed(1))
+    results = []
+    for forward in (layer, lambda x: unfolded(layer, x, step=1)):
+        y = forward(x)
+        results.append((y, *torch.autograd.grad(y, [x, *parameters], upstream)))
+    for ours, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-5)
+        assert ours.isfinite().all() and ours.ne(0).any()
+
+
+def test_bits_of_type_bool_flip_as_floats_do() -> None:
+    layers = [build(node="probabilistic", layer_config={"flip_probability": 0.3}) for _ in range(2)]
+    x = bits(4, layers[0])
+    assert torch.equal(layers[0](x), layers[1](x.bool()))
 
 
 @every_case
@@ -190,7 +231,7 @@ def test_flips_act_in_training_only() -> None:
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_every_level_flips(depth: int) -> None:
-    layer = build(tree_depth=depth)
+    layer = build(tree_depth=depth, padding=0)
     with torch.no_grad():
         for bank in (*layer.branches, layer.nodes):
             # the parity of three inputs: all of them flipped, it flips

@@ -57,11 +57,12 @@ def evaluate(op: str, kernels: str, dtype: torch.dtype, case: dict[str, Any]) ->
 
 
 def draw_case(n: int, batch: int, num_nodes: int, num_inputs: int, wired: bool, flipped: bool) -> dict[str, Any]:
-    """A bank of nodes with constants and repeated inputs, and inputs on both sides of [0, 1]."""
+    """A bank of nodes with constants and repeated inputs, and inputs on both sides of [0, 1], some minus infinity."""
     indices = torch.randint(-1, num_inputs, (num_nodes, n), dtype=torch.int32)
     indices[0] = num_inputs - 1
+    x = torch.rand(batch, num_inputs if wired else num_nodes * n) * 1.4 - 0.2
     return {
-        "x": torch.rand(batch, num_inputs if wired else num_nodes * n) * 1.4 - 0.2,
+        "x": x.masked_fill(torch.rand(x.shape) < 0.1, -torch.inf),
         "table": torch.randn(num_nodes, 2**n),
         "slope": torch.randn(num_nodes, n, 2**n),
         "wiring": Wiring(indices, num_inputs) if wired else None,

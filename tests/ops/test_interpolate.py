@@ -30,9 +30,10 @@ def expected(
     """Output, gradient of x and gradient of the table, in float64."""
     x, table, gradient = x.detach().double(), table.detach().double().requires_grad_(), gradient.double()
     constant = indices < 0
-    routed = x.clamp(0, 1).t()[indices.long().clamp_min(0)]
+    read = x.t()[indices.long().clamp_min(0)]
+    routed = read.clamp(0, 1)
     if mask is not None:
-        routed = torch.where(mask, 1 - routed, routed)
+        routed = torch.where(mask & (read != -torch.inf), 1 - routed, routed)
     routed = routed.masked_fill(constant.unsqueeze(2), 0).requires_grad_()
     y = brute(routed, table)
     routed_gradient, table_gradient = torch.autograd.grad(y, (routed, table), gradient)
@@ -65,7 +66,8 @@ def check(x: Tensor, table: Tensor, wiring: Wiring, flips: Flips | None = None, 
 @pytest.mark.parametrize("flipped", [False, True])
 def test_equals_the_definition(n: int, flipped: bool) -> None:
     wiring, table = bank(n)
-    x = (torch.rand(13, 10, dtype=torch.float64) * 1.4 - 0.2).requires_grad_()
+    x = torch.rand(13, 10, dtype=torch.float64) * 1.4 - 0.2
+    x = x.masked_fill(torch.rand(13, 10) < 0.1, -torch.inf).requires_grad_()
     flips = Flips(0.3, 11, torch.tensor(4), layer=2, sample_offset=5) if flipped else None
     check(x, table, wiring, flips)
 

@@ -24,7 +24,7 @@ def expected(
             address = 0
             for k, f in enumerate(indices[j].tolist()):
                 bit = f >= 0 and bool(x[b, f] >= 0.5)
-                if mask is not None and f >= 0:
+                if mask is not None and f >= 0 and x[b, f] != -torch.inf:
                     bit ^= bool(mask[j, k, b])
                 address |= bit << k
             y[b, j] = table[j, address]
@@ -49,7 +49,8 @@ def bank(
 @pytest.mark.parametrize("flipped", [False, True])
 def test_equals_the_definition(n: int, flipped: bool) -> None:
     wiring, table, slope = bank(n)
-    x = (torch.rand(7, 10, dtype=torch.float64) * 1.4 - 0.2).requires_grad_()
+    x = torch.rand(7, 10, dtype=torch.float64) * 1.4 - 0.2
+    x = x.masked_fill(torch.rand(7, 10) < 0.1, -torch.inf).requires_grad_()
     flips = Flips(0.3, 11, torch.tensor(4), layer=2, sample_offset=5) if flipped else None
     mask = flip_mask(flips, 5, n, 7) if flips is not None else None
     y = lookup(x, table, slope, wiring, flips)

@@ -73,7 +73,7 @@ class Bank:
         self.indices = None if routed else indices
         self.inverse = None if routed else wiring.inverse
         x = torch.rand(batch, num_nodes * n if routed else INPUTS, device=DEVICE) * 1.4 - 0.2
-        self.x = x.to(dtype)
+        self.x = x.masked_fill(torch.rand(x.shape, device=DEVICE) < 0.1, -torch.inf).to(dtype)
         self.table = torch.randn(num_nodes, 2**n, device=DEVICE)
         self.gradient = torch.randn(batch, num_nodes, device=DEVICE).to(dtype)
         self.slope = efd_table(self.table)

@@ -135,7 +135,7 @@ def interpolate(x: Tensor, table: Tensor, wiring: Wiring | None = None, flips: F
         ``j * n`` on.
     flips : Flips, optional
         Random flips of the routed inputs. The gradient is taken at the flipped value and reaches x with factor +1.
-        Slots that read a constant never flip.
+        Slots that read a constant never flip, nor do inputs of minus infinity, which stand for a constant 0.
 
     Returns
     -------

@@ -7,6 +7,7 @@ registers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,17 +86,22 @@ def _entries(v: Vectors, table: ir.Value, n: int) -> list[list[ir.Value]]:
 def _inputs(
     v: Vectors, rows: Sequence[ir.Value], flips: ir.Value | None, width: ir.Value, at: ir.Value
 ) -> tuple[list[ir.Value], list[ir.Value]]:
-    """What a node reads from sample ``at`` on, clamped and flipped, and whether it was inside of [0, 1]."""
+    """What a node reads from sample ``at`` on, clamped and flipped, and whether it was inside of [0, 1].
+
+    Minus infinity is a constant 0, which never flips.
+    """
     zero, one = v.constant(FLOAT, [0.0] * LANES), v.constant(FLOAT, [1.0] * LANES)
+    constant = v.constant(FLOAT, [-math.inf] * LANES)
     inputs, inside = [], []
     for k, row in enumerate(rows):
-        x = v.load(row, at)
+        read = v.load(row, at)
         # comparisons with NaN are false: it stays
-        below, above = v.builder.fcmp_ordered("<", x, zero), v.builder.fcmp_ordered(">", x, one)
+        below, above = v.builder.fcmp_ordered("<", read, zero), v.builder.fcmp_ordered(">", read, one)
         inside.append(v.builder.not_(v.builder.or_(below, above)))
-        x = v.builder.select(below, zero, v.builder.select(above, one, x))
+        x = v.builder.select(below, zero, v.builder.select(above, one, read))
         if flips is not None:
             flipped = v.bits(v.builder.gep(flips, [v.builder.mul(I64(k), width)]), at)
+            flipped = v.builder.and_(flipped, v.builder.fcmp_unordered("!=", read, constant))
             x = v.builder.select(flipped, v.subtract(one, x), x)
         inputs.append(x)
     return inputs, inside

@@ -20,7 +20,7 @@ def forward(
 ) -> tuple[Tensor, Tensor | None]:
     """See ``interpolate``; returns ``(N, B)``, and the packed flips."""
     dtype = compute_dtype(x, table)
-    features = feature_major(x.to(dtype).clamp(0, 1))
+    features = _features(x.to(dtype), draw is not None)
     num_nodes, batch = table.shape[0], x.shape[0]
     packed, sample_offset = None, 0
     if draw is not None:
@@ -49,7 +49,7 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``x``, as ``(F, B)``, and of the table ``(N, K)``; None for one that is not wanted."""
     dtype = compute_dtype(x, table)
-    features = feature_major(x.to(dtype).clamp(0, 1))
+    features = _features(x.to(dtype), packed is not None)
     outputs = feature_major(gradient.to(dtype))
     num_nodes, batch = table.shape[0], x.shape[0]
     slot_gradient = features.new_empty(num_nodes, n, batch) if want_x else None
@@ -77,6 +77,12 @@ def backward(
     return x_gradient.mul_(inside.t()), table_gradient
 
 
+def _features(x: Tensor, flipped: bool) -> Tensor:
+    """``(F, B)``, clamped; minus infinity, which never flips, stays where there are flips."""
+    clamped = x.clamp(0, 1)
+    return feature_major(clamped.masked_fill_(x == -torch.inf, -torch.inf) if flipped else clamped)
+
+
 def _routed(
     features: Tensor,
     n: int,
@@ -90,7 +96,8 @@ def _routed(
     routed = gather_rows(features, indices, nodes, n)
     if packed is not None:
         # abs(x - 1) is 1 - x
-        routed = (routed - unpack(packed[nodes], sample_offset, routed.shape[2])).abs_()
+        flips = unpack(packed[nodes], sample_offset, routed.shape[2]).masked_fill_(routed < 0, 0)
+        routed = (routed.clamp_min(0) - flips).abs_()
     if padded and indices is not None:
         routed = routed.masked_fill((indices[nodes] < 0).unsqueeze(2), 0)
     return routed

@@ -69,14 +69,19 @@ def _warn(message: str) -> None:
     _log.warning(message)
 
 
-def kernel(function: Callable[..., None]) -> Any:
+def kernel(function: Callable[..., None], fastmath: set[str] | bool = FASTMATH) -> Any:
     """Compile a kernel at its first call and keep it on disk, for every type of its arguments."""
-    compiled: Any = numba.njit(nogil=True, fastmath=FASTMATH, error_model="numpy", boundscheck=False)(function)
+    compiled: Any = numba.njit(nogil=True, fastmath=fastmath, error_model="numpy", boundscheck=False)(function)
     try:
         compiled._cache = _Cache(function)
     except RuntimeError:
         _warn("nowhere to keep CPU kernels, every process compiles them: NUMBA_CACHE_DIR can name a folder")
     return compiled
+
+
+def exact_kernel(function: Callable[..., None]) -> Any:
+    """Compile a kernel whose floats are rounded one operation after the other, as torch's are."""
+    return kernel(function, fastmath=False)
 
 
 class Vectors:
@@ -128,19 +133,21 @@ class Vectors:
         return total
 
     def sums(self, vectors: Sequence[ir.Value]) -> ir.Value:
-        """The sums over the lanes of LANES vectors or a fraction of them, a power of two; in the first lanes of one."""
+        """Sums over the lanes of as many vectors as lanes, or a fraction, a power of two; in the first lanes of one."""
         vectors = list(vectors)
-        for bit in range(LANES.bit_length() - 1):
-            lanes = [(lane, lane >> bit & 1) for lane in range(LANES)]
+        count = vectors[0].type.count
+        add = self.add if vectors[0].type.element == FLOAT else self.builder.add
+        for bit in range(count.bit_length() - 1):
+            lanes = [(lane, lane >> bit & 1) for lane in range(count)]
             if len(vectors) == 1:
                 turned = self.constant(I32, [lane ^ (1 << bit) for lane, _ in lanes])
-                vectors = [self.add(vectors[0], self.builder.shuffle_vector(vectors[0], vectors[0], turned))]
+                vectors = [add(vectors[0], self.builder.shuffle_vector(vectors[0], vectors[0], turned))]
                 continue
             # a lane whose bit is set goes on with the second of a pair
-            kept = self.constant(I32, [lane + LANES * second for lane, second in lanes])
-            turned = self.constant(I32, [(lane ^ (1 << bit)) + LANES * second for lane, second in lanes])
+            kept = self.constant(I32, [lane + count * second for lane, second in lanes])
+            turned = self.constant(I32, [(lane ^ (1 << bit)) + count * second for lane, second in lanes])
             vectors = [
-                self.add(self.builder.shuffle_vector(a, b, kept), self.builder.shuffle_vector(a, b, turned))
+                add(self.builder.shuffle_vector(a, b, kept), self.builder.shuffle_vector(a, b, turned))
                 for a, b in zip(vectors[::2], vectors[1::2], strict=True)
             ]
         return vectors[0]

@@ -13,11 +13,7 @@ there may be more than 2^31 elements.
 from __future__ import annotations
 
 import contextlib
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton import knobs
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
+from difflut_lab.ops.compiler.triton import Argument, compile_for, gpu_of
 from difflut_lab.ops.flips import WORD, Draw
 
 MAX_FAN_IN = 8
@@ -84,13 +79,37 @@ def kernel(
     def prune(configs: list[Any], arguments: dict[str, Any], **constants: Any) -> list[Any]:
         return fitting(configs, arguments["n"], (values, terms), 64 if torch.version.hip else 32)
 
-    compiled = triton.jit(function, do_not_specialize=[name for name in COUNTERS if name in _names(function)])
-    choose = triton.autotune(
-        configs, key=["n", "num_nodes", "bucket"], prune_configs_by={"early_config_prune": prune}, cache_results=True
-    )
-    tuned = choose(compiled)
+    tuned = tune(function, configs, ("n", "num_nodes", "bucket"), COUNTERS, prune)
     tuned.limits = (values, terms)
     return tuned
+
+
+def tune(
+    function: Callable[..., None],
+    configs: Sequence[Any],
+    key: Sequence[str],
+    counters: Sequence[str],
+    prune: Callable[..., list[Any]] | None = None,
+) -> Any:
+    """Compile a kernel; choose among blocks by trial, and remember the choice on disk.
+
+    Parameters
+    ----------
+    function : callable
+        The kernel.
+    configs : sequence of triton.Config
+        The blocks. One alone is not tried.
+    key : sequence of str
+        The arguments for whose values, and for all dtypes, a choice is made anew.
+    counters : sequence of str
+        Arguments whose values compile nothing anew; the kernel need not have all of them.
+    prune : callable, optional
+        The blocks that are worth a trial, of all, the arguments as a dict, and constants by keyword.
+    """
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    compiled = triton.jit(function, do_not_specialize=[name for name in counters if name in names])
+    pruned = {"early_config_prune": prune} if prune else None
+    return triton.autotune(list(configs), key=list(key), prune_configs_by=pruned, cache_results=True)(compiled)
 
 
 def fitting(configs: Sequence[Any], n: int, limits: tuple[int, int], threads: int) -> list[Any]:
@@ -155,62 +174,22 @@ def compile_ahead(tuned: Any, target: str, n: int, launch: Launch) -> Use:
     RuntimeError
         If the process interprets kernels, or the compiler does not say what a kernel uses.
     """
-    if knobs.runtime.interpret:
-        raise RuntimeError("Triton's interpreter is on, and nothing is compiled: set TRITON_INTERPRET=0.")
-    gpu = GPUTarget("hip", target, 64) if target.startswith("gfx") else GPUTarget("cuda", int(target[3:]), 32)
-    configs = fitting(tuned.configs, n, tuned.limits, gpu.warp_size)
+    configs = fitting(tuned.configs, n, tuned.limits, gpu_of(target).warp_size)
     config = max(configs, key=lambda config: config.kwargs["GROUPS"] / config.num_warps)
     constants = {"n": n, "TILED": min(n, TILE.bit_length() - 1), **config.kwargs}
     constants |= {"SHIFT": 5 if launch.odd and launch.flips else 0, "PADDED": launch.odd and launch.wired}
     constants |= dict.fromkeys(() if launch.flips else FLIPPED) | dict.fromkeys(() if launch.wired else WIRED)
-    signature, folded, hints = {}, {}, {}
-    for index, name in enumerate(tuned.fn.arg_names):
+    arguments = {}
+    for name in tuned.fn.arg_names:
         # as a launch would: pointers, and lengths of rows in most networks, are multiples of 16
-        if name in constants:
-            signature[name], folded[name] = "constexpr", constants[name]
-            continue
         integer = name in COUNTERS or name in LENGTHS
-        signature[name] = "i32" if integer else POINTERS.get(name, f"*{launch.dtype}")
+        kind = "i32" if integer else POINTERS.get(name, f"*{launch.dtype}")
         if name == "slot_gradient" and not launch.wired:
             # not summed over readers, but returned as it is
-            signature[name] = f"*{launch.dtype}"
-        if name not in COUNTERS and not (integer and launch.odd):
-            hints[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(tuned.fn, signature, folded, hints)
-    compiled = triton.compile(source, target=gpu, options={"num_warps": config.num_warps})
-    registers, spilled = (
-        _amd_use(compiled.asm["amdgcn"]) if gpu.backend == "hip" else _nvidia_use(compiled.asm["cubin"])
-    )
-    return Use(8 * config.kwargs["GROUPS"], config.num_warps, registers, spilled, compiled.metadata.shared)
-
-
-def _nvidia_use(cubin: bytes) -> tuple[int, int]:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.cubin")
-        path.write_bytes(cubin)
-        command = [str(tool), "--dump-resource-usage", str(path)]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    # no kernel here has a stack for anything but spilled registers
-    return _number(r"REG:(\d+)", text), _number(r"STACK:(\d+)", text) + _number(r"LOCAL:(\d+)", text)
-
-
-def _amd_use(assembly: str) -> tuple[int, int]:
-    # scalar registers overflow into lanes of vector registers, not into memory
-    spilled = _number(r"\.vgpr_spill_count:\s+(\d+)", assembly)
-    stack = _number(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
-    return _number(r"\.vgpr_count:\s+(\d+)", assembly), max(stack, spilled)
-
-
-def _number(pattern: str, text: str) -> int:
-    found = re.search(pattern, text)
-    if found is None:
-        raise RuntimeError(f"no {pattern} in what the compiler says:\n{text[-2000:]}")
-    return int(found[1])
-
-
-def _names(function: Callable[..., None]) -> tuple[str, ...]:
-    return function.__code__.co_varnames[: function.__code__.co_argcount]
+            kind = f"*{launch.dtype}"
+        arguments[name] = Argument(kind, name not in COUNTERS and not (integer and launch.odd))
+    binary = compile_for(tuned.fn, target, arguments, constants, num_warps=config.num_warps)
+    return Use(8 * config.kwargs["GROUPS"], config.num_warps, *binary[:3])
 
 
 def bucket(batch: int) -> int:
@@ -316,13 +295,14 @@ def samples_of(group, node, batch, num_nodes, SHIFT: tl.constexpr):
 
 @triton.jit
 def read(x, indices, node, k, sample, inside, num_nodes, batch, n: tl.constexpr, PADDED: tl.constexpr):
-    """What slot k of the nodes reads, and where it reads an input and no constant."""
+    """What slot k of the nodes reads, and where it reads an input and no constant, such as minus infinity."""
     row = node * n + k
     if indices is not None:
         row = tl.load(indices + row, mask=node < num_nodes, other=0)
     if PADDED:
         inside = inside & (row >= 0)
-    return tl.load(x + row.to(tl.int64) * batch + sample, mask=inside, other=0).to(tl.float32), inside
+    value = tl.load(x + row.to(tl.int64) * batch + sample, mask=inside, other=0).to(tl.float32)
+    return value, inside & (value != float("-inf"))
 
 
 @triton.jit

@@ -150,7 +150,7 @@ def lookup(
         ``j * n`` on.
     flips : Flips, optional
         Random flips of the routed bits. The gradient is taken at the flipped address and reaches x with factor +1.
-        Slots that read a constant never flip.
+        Slots that read a constant never flip, nor do inputs of minus infinity, which stand for a constant 0.
     binary : bool
         Give ``[table[a] >= 0]``, 0 or 1; the gradient passes straight through the comparison.
 

@@ -53,13 +53,15 @@ def _address(typingctx, fan, flipped, rows, flips, width, out, count):  # type: 
         rows, flips, out = v.pointer(rows, I64), v.pointer(flips, I8), v.pointer(out, I8)
         sources = [v.pointer(builder.load(builder.gep(rows, [I64(k)])), I8) for k in range(n)]
         with cgutils.for_range_slice(builder, I64(0), count, I64(PADDING), I64) as (at, _):
-            address = v.constant(I8, [0] * PADDING)
+            address, one = v.constant(I8, [0] * PADDING), v.constant(I8, [1] * PADDING)
             for k, source in enumerate(sources):
                 bit = v.load(source, at, OCTETS)
                 if flipped.count:
                     row = builder.gep(flips, [builder.mul(I64(k), width)])
                     bit = builder.xor(bit, builder.zext(v.bits(row, at, PADDING), OCTETS))
-                address = builder.or_(address, builder.shl(bit, v.constant(I8, [k] * PADDING)))
+                # a byte of 2, flipped or not, is no 1
+                place = builder.sext(builder.icmp_unsigned("==", bit, one), OCTETS)
+                address = builder.or_(address, builder.and_(place, v.constant(I8, [1 << k] * PADDING)))
             v.store(address, out, at)
         return context.get_dummy_value()
 
@@ -145,10 +147,13 @@ def _differentiate(typingctx, fan, add, slopes, address, gradient, targets, coun
 
 @kernel
 def threshold(begin, end, x, bits):  # type: ignore[no-untyped-def]
-    """``bits = x >= 1/2`` for a run of rows; bits are padded with zeros. torch takes six times as long."""
+    """``bits = x >= 1/2`` for a run of rows, 2 where x is minus infinity, a constant 0; bits are padded with zeros.
+
+    torch takes six times as long.
+    """
     for f in range(begin, end):
         for b in range(x.shape[1]):
-            bits[f, b] = x[f, b] >= np.float32(0.5)
+            bits[f, b] = np.uint8(x[f, b] >= np.float32(0.5)) | np.uint8(x[f, b] == np.float32(-np.inf)) << 1
         for b in range(x.shape[1], bits.shape[1]):
             bits[f, b] = 0
 
@@ -247,7 +252,9 @@ def forward(
         bits = torch.empty(x.shape[1], -(-batch // PADDING) * PADDING, dtype=torch.uint8)
         run(threshold, len(bits), bits.numel() >> 3, array(x.t()), array(bits))
     else:
-        bits = padded_rows((x if x.dtype == torch.bool else x >= 0.5).view(torch.uint8), torch.uint8)
+        bits = padded_rows(
+            x.view(torch.uint8) if x.dtype == torch.bool else (x >= 0.5) + 2 * (x == -torch.inf), torch.uint8
+        )
     y = torch.empty(num_nodes, bits.shape[1])
     address = torch.empty(num_nodes, bits.shape[1], dtype=torch.uint8)
     run(

@@ -26,13 +26,15 @@ def forward(
     num_nodes, batch = table.shape[0], x.shape[0]
     packed, sample_offset = None, 0
     if draw is not None:
+        # a byte of 2, flipped or not, is no 1
+        bits = bits.masked_fill(feature_major(x == -torch.inf), 2)
         packed, sample_offset = draw.packed(num_nodes, n, batch, x.device), draw.sample_offset
     address = torch.empty(num_nodes, batch, dtype=torch.uint8 if n <= 8 else torch.int16, device=x.device)
     y = table.new_empty(num_nodes, batch)
     for nodes in chunks(num_nodes, 2 * batch, x.device):
         routed = gather_rows(bits, indices, nodes, n)
         if packed is not None:
-            routed = routed ^ unpack(packed[nodes], sample_offset, batch)
+            routed = (routed ^ unpack(packed[nodes], sample_offset, batch)) == 1
         if padded and indices is not None:
             routed = routed.masked_fill((indices[nodes] < 0).unsqueeze(2), 0)
         part = address[nodes].copy_(routed[:, 0])

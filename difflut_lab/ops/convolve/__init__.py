@@ -1,0 +1,1 @@
+"""Convolutions of bytes with packed codes."""

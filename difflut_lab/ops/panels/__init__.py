@@ -1,0 +1,1 @@
+"""Products of packed codes with rows of bytes or floats."""

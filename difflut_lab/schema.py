@@ -305,7 +305,7 @@ def _sentence(problem: Any, declared: Mapping[str, inspect.Parameter], prefix: s
     shown = value if isinstance(value, str | int | float) else repr(value)
     annotation = declared[location[0]].annotation
     if problem["type"] == "literal_error":
-        choices = [str(choice) for choice in typing.get_args(_unwrapped(annotation))]
+        choices = _choices(annotation)
         return f"{key}={shown}: must be one of {', '.join(choices)}.{did_you_mean(str(value), choices)}"
     if problem["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal") and len(location) == 1:
         bounds = _bounds(typing.get_args(annotation)[1:])
@@ -318,5 +318,13 @@ def _sentence(problem: Any, declared: Mapping[str, inspect.Parameter], prefix: s
     return f"{key}={shown}: {message}."
 
 
-def _unwrapped(annotation: Any) -> Any:
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+def _choices(annotation: Any) -> list[str]:
+    """The values that an annotation lists, as they are written in YAML."""
+    origin, members = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        return _choices(members[0])
+    if origin is Literal:
+        return [str(choice) for choice in members]
+    if origin in (typing.Union, types.UnionType):
+        return [choice for member in members for choice in _choices(member)]
+    return ["null"] if annotation is type(None) else []

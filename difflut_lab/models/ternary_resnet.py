@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -87,6 +87,9 @@ class TernaryResNet(Model):
         As torchvision names them.
     """
 
+    # pairs of a convolution and the batch normalisation that it alone feeds
+    FOLDABLE: ClassVar[tuple[tuple[str, str], ...]] = (("conv1", "bn1"),)
+
     def __init__(
         self,
         num_classes: int = 10,
@@ -112,6 +115,8 @@ class TernaryResNet(Model):
                 f"model.name=ternary_resnet: samples must be images (channels, height, width); these have shape "
                 f"{tuple(input_shape)}. For them there is ternary_mlp."
             )
+        if stem not in ("imagenet", "cifar"):
+            raise ConfigError(f"stem={stem}: must be imagenet or cifar.")
         if depth not in _DEPTHS:
             raise ConfigError(f"depth={depth}: must be one of {', '.join(str(known) for known in _DEPTHS)}.")
         shape = _DEPTHS[depth]

@@ -36,7 +36,7 @@ class TernaryConv2d(TernaryLayer):
     Raises
     ------
     ConfigError
-        If the groups do not divide the channels.
+        If the groups do not divide the channels, or sizes are not one or two integers.
     """
 
     FEATURE_DIM: ClassVar[int] = 1
@@ -61,7 +61,7 @@ class TernaryConv2d(TernaryLayer):
             raise ConfigError(
                 f"groups={groups}: must divide in_channels={in_channels} and out_channels={out_channels}."
             )
-        kernel = _pair(kernel_size)
+        kernel = _pair("kernel_size", kernel_size, 1)
         super().__init__(
             (out_channels, in_channels // groups, *kernel),
             bias,
@@ -74,8 +74,8 @@ class TernaryConv2d(TernaryLayer):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
+        self.stride = _pair("stride", stride, 1)
+        self.padding = _pair("padding", padding, 0)
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
@@ -165,5 +165,8 @@ class TernaryDepthwiseSeparable(Augmented, nn.Sequential):
         self.layer_config = layer_config
 
 
-def _pair(size: Size) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+def _pair(name: str, size: Size, least: int) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or not all(isinstance(value, int) and value >= least for value in pair):
+        raise ConfigError(f"{name}={size!r}: must be an integer, at least {least}, or two of them.")
+    return pair

@@ -31,7 +31,8 @@ def quantize(
     granularity : str
         What shares a scale: ``tensor``, ``channel`` or ``group`` (with ``group_size=...``). ``fixed`` has one scale.
     generator : Generator, optional
-        Source of the draws of ``stochastic``; torch's global one by default.
+        Source of the draws of ``stochastic``, on the weight's device; torch's global one by default, or on other
+        devices than the CPU one that it seeds.
     **options
         Further options of the quantizer, such as ``threshold``. What a quantizer would learn is computed from the
         weight.
@@ -52,6 +53,10 @@ def quantize(
     quantizer = build_quantizer({"name": name, **options}).to(weight.device, weight.dtype)
     quantizer.prepare(weight.detach())
     if quantizer.draws and generator is None:
-        generator = torch.default_generator if weight.device.type == "cpu" else torch.Generator(weight.device)
+        generator = torch.default_generator
+        if weight.device.type != "cpu":
+            # other devices' generators are not to be had in general: one that the global generator seeds
+            seed = int(torch.randint(2**62, ()))
+            generator = torch.Generator(weight.device).manual_seed(seed)
     values: Tensor = quantizer(weight, generator).values()
     return values

@@ -173,7 +173,14 @@ class TernaryLSTM(Augmented):
             ``(B, T, H)`` or ``(T, B, H)``.
         state : tuple of Tensor
             ``(layers, B, H)`` each.
+
+        Raises
+        ------
+        ValueError
+            If x has not three dimensions.
         """
+        if x.dim() != 3:
+            raise ValueError(f"{type(self).__name__} expects inputs of three dimensions, got {tuple(x.shape)}.")
         outputs = x.transpose(0, 1) if self.batch_first else x
         if state is None:
             zeros = x.new_zeros(len(self.cells), outputs.shape[1], self.hidden_size)

@@ -25,6 +25,7 @@ COURSE = (
     *("optimizer", "scheduler", "schedules", "augmentations", "data", "seed", "batch_size"),
     *("label_smoothing", "ema_decay", DISTILLATION),
 )
+TRAINER_COURSE = ("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm")
 LOCATIONS = ("data.root", "data.path")
 
 
@@ -150,8 +151,7 @@ def check_continuation(content: Mapping[str, Any], config: Mapping[str, Any], pa
     if "optimizer_states" not in content:
         raise CheckpointError(f"ckpt={path}: holds weights only; training continues from last.ckpt.")
     # the state of the optimizer and the scheduler is restored, whatever is typed: say so rather than ignore it
-    there = dict(_leaves({group: (NO_RECIPE | about["config"]).get(group) for group in COURSE}))
-    here = dict(_leaves({group: config.get(group) for group in COURSE}))
+    there, here = _course(NO_RECIPE | about["config"]), _course(config)
     differing = [
         key for key in dict.fromkeys([*there, *here]) if there.get(key) != here.get(key) and key not in LOCATIONS
     ]
@@ -169,6 +169,12 @@ def check_continuation(content: Mapping[str, Any], config: Mapping[str, Any], pa
 def _differences(keys: Sequence[str], there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     shown = "; ".join(f"{key} is {there.get(key)} there, {here.get(key)} here" for key in keys[:4])
     return shown + (f" (and {len(keys) - 4} more)" if len(keys) > 4 else "")
+
+
+def _course(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By key, what decides the course of a training."""
+    trainer = {key: config["trainer"][key] for key in TRAINER_COURSE if key in config["trainer"]}
+    return dict(_leaves({group: config.get(group) for group in COURSE} | {"trainer": trainer}))
 
 
 def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,6 +29,9 @@ from difflut_lab.training.paths import config_directory, register_resolvers
 log = logging.getLogger(__name__)
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
+# keys of checkpoints, and characters in the names of run directories that Hydra's grammar has other uses for
+CHECKPOINTS = ("ckpt", "distillation.ckpt")
+TAKEN_APART = "=,~"
 _full_error = os.environ.get(FULL_ERROR) == "1"
 
 
@@ -39,7 +42,7 @@ def main() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # argparse accepts words on one side of an option only
     flags = [word for word in sys.argv[1:] if word in ("-m", "--multirun")]
-    sys.argv[1:] = flags + [word for word in sys.argv[1:] if word not in flags]
+    sys.argv[1:] = flags + [_with_quotes(word) for word in sys.argv[1:] if word not in flags]
     try:
         overrides = _overrides(sys.argv[1:])
         if plugins.load_plugins(_plugin_names(overrides)):
@@ -121,6 +124,16 @@ def _overrides(arguments: Sequence[str]) -> list[Override]:
         except HydraException:
             continue
     return parsed
+
+
+def _with_quotes(argument: str) -> str:
+    """An override whose value is a path that Hydra would take apart, such as those of run directories, in quotes."""
+    key, _, value = argument.partition("=")
+    if argument.startswith("-") or not set(value) & set(TAKEN_APART):
+        return argument
+    is_path = Path(value).exists() or (key.lstrip("+") in CHECKPOINTS and not _overrides([argument]))
+    quoted = value.replace("'", r"\'")
+    return f"{key}='{quoted}'" if is_path else argument
 
 
 def _in_words(error: HydraException, overrides: Sequence[Override]) -> ConfigError:

@@ -89,6 +89,8 @@ DISTILLATION = "distillation"  # the root key of a teacher
 # what configurations without these keys stand for
 NO_RECIPE: Config = {"label_smoothing": 0.0, "ema_decay": None, DISTILLATION: asdict(Distillation())}
 MIXED = ("16-mixed", "bf16-mixed")
+# weights, and normalised samples, stay in float32
+WITHOUT_FLOAT32 = ("16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 LIBRARY_GROUPS = ("optimizer", "scheduler", "trainer", "callbacks", "logger")
 
 
@@ -238,7 +240,13 @@ def _checked_augmentations(augmentations: Any) -> Config:
 def _checked_distillation(distillation: Any) -> Config:
     if not isinstance(distillation, Mapping):
         raise ConfigError(f"{DISTILLATION}={distillation!r}: must be a mapping, such as {{ckpt: teacher/best.ckpt}}.")
-    return schema.validate(Distillation, distillation, DISTILLATION)
+    checked = schema.validate(Distillation, distillation, DISTILLATION)
+    for key, default in asdict(Distillation()).items():
+        if checked["ckpt"] is None and checked[key] != default:
+            raise ConfigError(
+                f"{DISTILLATION}.{key}={checked[key]}: there is no teacher; name one by {DISTILLATION}.ckpt."
+            )
+    return checked
 
 
 def _check_roots(config: Config, groups: Sequence[str], model: str) -> None:
@@ -279,6 +287,8 @@ def _check_library(config: Config) -> None:
             raise ConfigError(
                 f"trainer.{key}={trainer[key]}: cannot be set; every epoch is trained whole, validated and saved once."
             )
+    if trainer.get("precision") in WITHOUT_FLOAT32:
+        raise ConfigError(f"trainer.precision={trainer['precision']}: must be 32-true, 64-true, {' or '.join(MIXED)}.")
     if trainer.get("limit_val_batches") == 0:
         raise ConfigError("trainer.limit_val_batches=0: there must be a validation, which chooses the best checkpoint.")
     epochs = trainer.get("max_epochs")

@@ -62,6 +62,11 @@ class Batches:
         return math.ceil(self._share / self.batch_size)
 
     @property
+    def last_size(self) -> int:
+        """Samples of an epoch's last batch."""
+        return self._share - (len(self) - 1) * self.batch_size
+
+    @property
     def _size(self) -> int:
         return len(self.split.y)
 

@@ -67,8 +67,14 @@ class TernaryHealth(Callback):
     ) -> None:
         """Keep the norms of the gradients of an epoch's last step."""
         if trainer.is_last_batch:
+            # gradients of half precision are scaled up; fused optimizers undo it themselves, and later
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            is_scaled = scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False)
+            scale = scaler.get_scale() if scaler is not None and is_scaled else 1.0
             self._gradients = {
-                name: layer.weight.grad.norm() for name, layer in self.layers.items() if layer.weight.grad is not None
+                name: layer.weight.grad.norm() / scale
+                for name, layer in self.layers.items()
+                if layer.weight.grad is not None
             }
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

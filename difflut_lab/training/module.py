@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +17,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from difflut_lab.errors import TrainingError
 from difflut_lab.layers import has_relaxation, soft
 from difflut_lab.nodes import LUTNodes
+from difflut_lab.seeding import derive_seed
 from difflut_lab.training.checkpoint import KEY
 from difflut_lab.training.compose import DISTILLATION, instantiate
 from difflut_lab.training.distillation import Teacher
 from difflut_lab.training.network import Network
-from difflut_lab.training.optim import parameter_groups
+from difflut_lab.training.optim import decays_weights, parameter_groups
 
 CHECK_EVERY = 50  # steps between looks at the loss: each is a wait for the accelerator
 
@@ -87,7 +89,7 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer and scheduler that the configuration names by ``_target_``."""
-        decays = self.config["optimizer"].get("weight_decay")
+        decays = decays_weights(self.config["optimizer"])
         parameters = parameter_groups(self.network) if decays else self.network.parameters()
         optimizer = instantiate(self.config["optimizer"], "optimizer", parameters)
         if not self.config["scheduler"]:
@@ -110,8 +112,23 @@ class Classifier(L.LightningModule):
         if self.teacher is not None:
             self.teacher.to(self.device)
 
+    def on_train_start(self) -> None:
+        """Refuse a batch of one sample where the network cannot be trained on it, before the first step."""
+        batches: Any = self.trainer.train_dataloader
+        if self.trainer.num_training_batches < len(batches) or batches.last_size > 1:
+            return
+        try:
+            copy.deepcopy(self.network).train()(batches.split.x[:1].to(self.device))
+        except ValueError as error:  # of batch normalisation
+            raise TrainingError(
+                f"batch_size={self.config['batch_size']}: leaves a batch of one sample, which batch normalisation "
+                f"cannot take ({error}). Choose another batch size."
+            ) from None
+
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's sums."""
+        """Start the epoch's sums, and what draws from torch's global generators, such as dropout."""
+        # a function of (seed, epoch): a training that is continued draws what it would have drawn
+        torch.manual_seed(derive_seed(self.config["seed"], "epoch", self.current_epoch, self.global_rank))
         self._count = 0
         self._loss_sum = torch.zeros((), device=self.device)
         self._regularization_sum = torch.zeros((), device=self.device)

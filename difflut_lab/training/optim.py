@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from difflut_lab import schema
 from difflut_lab.ternary import Quantizer
+
+
+def decays_weights(optimizer: Mapping[str, Any]) -> bool:
+    """Whether a configured optimizer decays weights: as it says, or else by the default of its ``_target_``."""
+    declared = schema.options(schema.locate(optimizer["_target_"], "optimizer._target_")).get("weight_decay")
+    return bool(optimizer.get("weight_decay", declared.default if declared else 0))
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:

@@ -154,3 +154,8 @@ def test_an_lstm_reads_images_row_by_row() -> None:
     x = torch.randn(2, *IMAGE)
     rows = x.permute(0, 2, 1, 3).reshape(2, 8, 24)
     assert torch.equal(model(x), model(rows))
+
+
+def test_an_unknown_stem_is_refused() -> None:
+    with pytest.raises(ConfigError, match="stem=imagnet: must be imagenet or cifar"):
+        build("ternary_resnet", stem="imagnet")

@@ -147,3 +147,17 @@ def test_seeds_decide_and_the_global_random_state_is_left_alone() -> None:
 def test_a_mistyped_layer_config_is_named() -> None:
     with pytest.raises(ConfigError, match="Unknown key 'layer_config.flip_probabilty'"):
         TernaryLinear(3, 4, layer_config={"flip_probabilty": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"padding": "same"}, "padding='same': must be an integer, at least 0, or two of them."),
+        ({"stride": 0}, "stride=0: must be an integer, at least 1, or two of them."),
+        ({"kernel_size": (3,)}, "kernel_size=(3,): must be an integer, at least 1, or two of them."),
+    ],
+)
+def test_sizes_of_convolutions_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        TernaryConv2d(3, 4, **{"kernel_size": 3, **options})
+    assert str(error.value) == message

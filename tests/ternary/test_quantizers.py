@@ -167,3 +167,26 @@ def test_function_draws_from_the_given_generator_and_defaults_to_the_global_one(
 def test_zeros_have_codes_of_0() -> None:
     for name in ("absmean", "twn", "ttq", "lsq", "stochastic"):
         assert not quantize(torch.zeros(3, 4), name).any()
+
+
+@pytest.mark.parametrize("name", ["absmean", "twn", "ttq", "lsq", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_channel_of_zeros_stays_zero_in_every_type(name: str, dtype: torch.dtype) -> None:
+    weight = torch.tensor([[0, 0, 0, 0], [0.1, 0.2, -0.3, 0.4]], dtype=dtype, requires_grad=True)
+    values = quantize(weight, name, granularity="channel")
+    assert values.dtype == dtype
+    assert not values[0].any()
+    values.sum().backward()
+    assert weight.grad is not None
+    assert torch.isfinite(values).all()
+    assert torch.isfinite(weight.grad).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_draws_on_a_gpu_differ_from_call_to_call_and_follow_the_global_seed() -> None:
+    weight = torch.randn(64, 64, device="cuda")
+    torch.manual_seed(0)
+    first, second = quantize(weight, "stochastic"), quantize(weight, "stochastic")
+    torch.manual_seed(0)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, quantize(weight, "stochastic"))

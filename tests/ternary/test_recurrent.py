@@ -118,3 +118,9 @@ def test_biases_start_with_forget_gates_open_and_can_be_ternary() -> None:
     assert (cell.input_proj.bias[HIDDEN : 2 * HIDDEN] == 1).all()
     # one value for all positive biases, one for all negative ones
     assert len(bias.unique()) == 2
+
+
+def test_a_sequence_without_a_batch_is_refused() -> None:
+    # as many steps as features: it would pass, the wrong way round
+    with pytest.raises(ValueError, match=r"TernaryLSTM expects inputs of three dimensions, got \(5, 5\)"):
+        TernaryLSTM(INPUTS, HIDDEN)(torch.randn(5, INPUTS))

@@ -9,6 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from difflut_lab.training.cli import _with_quotes
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["model.widths=[20]", "trainer=cpu", "trainer.max_epochs=1", "data.val_fraction=0.5"]
@@ -106,6 +109,20 @@ def test_help_lists_groups_and_choices_of_plugins_too(tmp_path):
         in result.stdout
     )
     assert "experiment" in result.stdout
+
+
+def test_names_of_run_directories_are_taken_as_they_are_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Path("runs/2026_layer=random_routing,model.widths=1,it's~_02ca")
+    run.mkdir(parents=True)
+    parse = OverridesParser.create().parse_override
+    for key in ("ckpt", "distillation.ckpt", "+data.root"):
+        assert parse(_with_quotes(f"{key}={run}")).value() == str(run)
+    # a path that is not there is for the reader of checkpoints to complain about
+    assert parse(_with_quotes("ckpt=a=1,b~/last.ckpt")).value() == "a=1,b~/last.ckpt"
+    for word in ("-m", "--cfg=job", "seed=1,2", "distillation.ckpt=null,best.ckpt", "ckpt='a=1'", "ckpt=last.ckpt"):
+        assert _with_quotes(word) == word
+    assert _with_quotes(_with_quotes(f"ckpt={run}")) == _with_quotes(f"ckpt={run}")
 
 
 def test_a_stopped_run_says_how_to_continue(tmp_path):

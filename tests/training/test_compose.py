@@ -59,6 +59,10 @@ BAD_INPUT = [
     ),
     (["layer_config.flip_probability=1.5"], "layer_config.flip_probability=1.5: must be at least 0 and at most 1."),
     (
+        ["model=ternary_mlp", "model.activation_bits=4"],
+        "model.activation_bits=4: must be one of 8, null.",
+    ),
+    (
         ["layer_config.grad_stabilization=layerwize"],
         "layer_config.grad_stabilization=layerwize: must be one of none, layerwise, nodewise, batch",
     ),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from difflut_lab.errors import ConfigError, TrainingError
+from difflut_lab.ternary import TernaryLinear
 from difflut_lab.training.checkpoint import load_network
-from difflut_lab.training.health import COLUMNS, ternary_layers
+from difflut_lab.training.health import COLUMNS, TernaryHealth, ternary_layers
 
 MLP = ["model=ternary_mlp", "model.widths=[24,16,16]"]
 
@@ -91,3 +94,39 @@ def test_flips_and_stabilisation_act_in_ternary_networks(train, model, mode):
         weights.append(next(iter(ternary_layers(network).values())).weight)
     assert all(torch.isfinite(weight).all() for weight in weights)
     assert not torch.equal(*weights)
+
+
+class _Step(L.LightningModule):
+    """A ternary layer that is trained on one batch."""
+
+    def __init__(self, fused: bool) -> None:
+        super().__init__()
+        self.layer, self.fused = TernaryLinear(8, 2), fused
+
+    def training_step(self, batch, batch_index):
+        return self.layer(batch).square().sum()
+
+    def validation_step(self, batch, batch_index):
+        return None
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), fused=self.fused)
+
+
+def test_norms_are_those_of_the_gradients_not_of_scaled_ones(tmp_path):
+    norms = []
+    for fused in (False, True):
+        # what Lightning makes of 16-mixed on a GPU
+        precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+        module, directory = _Step(fused), tmp_path / str(fused)
+        directory.mkdir()
+        trainer = L.Trainer(
+            accelerator="cpu", devices=1, max_epochs=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, plugins=[precision],
+            callbacks=[TernaryHealth(module, directory / "health.csv")],
+        )  # fmt: skip
+        batches = torch.ones(1, 4, 8)
+        trainer.fit(module, batches, batches)
+        norms.append(float(rows(directory)[0]["grad_norm"]))
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)

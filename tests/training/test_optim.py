@@ -12,7 +12,7 @@ from torch import nn
 
 from difflut_lab.ternary import Quantizer, TernaryLayer
 from difflut_lab.training.compose import build_model, resolve
-from difflut_lab.training.optim import parameter_groups
+from difflut_lab.training.optim import decays_weights, parameter_groups
 
 SMALL = {
     "ternary_mlp": ["model.widths=[8,8]", "model.activation=learnable_ternary"],
@@ -63,3 +63,17 @@ def test_parameters_that_are_not_trained_are_in_no_group() -> None:
     network[0].weight.requires_grad_(True)
     groups: list[dict[str, Any]] = parameter_groups(network)
     assert [group["params"] for group in groups] == [[network[0].weight]]
+
+
+@pytest.mark.parametrize(
+    ("options", "decays"),
+    [
+        ({"_target_": "torch.optim.AdamW"}, True),  # by its default
+        ({"_target_": "torch.optim.AdamW", "weight_decay": 0.0}, False),
+        ({"_target_": "torch.optim.Adam"}, False),
+        ({"_target_": "torch.optim.SGD", "weight_decay": 1e-4}, True),
+        ({"_target_": "torch.optim.LBFGS"}, False),  # has no such option
+    ],
+)
+def test_an_optimizers_own_default_counts(options: dict[str, Any], decays: bool) -> None:
+    assert decays_weights(options) is decays

@@ -161,6 +161,7 @@ def test_all_at_once_trains_and_continues(train: Train, teacher: Path) -> None:
     assert 0 < float(rows[-1]["train/acc"]) <= 1
     assert json.loads((whole / "metrics.json").read_text())["test/acc"] > 0.3
     for word, message in (
+        ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches is None there, 2 here"),
         ("label_smoothing=0.2", "label_smoothing is 0.1 there, 0.2 here"),
         ("ema_decay=0.95", "ema_decay is 0.9 there, 0.95 here"),
         ("distillation.weight=0.9", "distillation.weight is 0.5 there, 0.9 here"),
@@ -196,6 +197,8 @@ def test_every_augmentation_trains_tables_and_ternary_networks(train: Train, nam
         (["label_smoothing=-0.1"], "label_smoothing=-0.1: must be at least 0 and less than 1."),
         (["ema_decay=1"], "ema_decay=1: must be less than 1"),
         (["ema_decay=yes"], "ema_decay=yes: "),
+        (["distillation.weight=0.7"], "distillation.weight=0.7: there is no teacher; name one by distillation.ckpt."),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: must be 32-true, 64-true, 16-mixed or bf16-"),
         (["distillation.weight=1.5"], "distillation.weight=1.5: must be at least 0 and at most 1."),
         (["distillation.temperature=0"], "distillation.temperature=0: must be greater than 0."),
         (

@@ -1,10 +1,12 @@
 import csv
 import json
+from typing import Any
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from difflut_lab.data.digits import Digits
 from difflut_lab.errors import CheckpointError, ConfigError, TrainingError
 from difflut_lab.training.checkpoint import KEY, load_network, read
 from difflut_lab.training.evaluate import evaluate
@@ -58,6 +60,25 @@ def test_continuing_from_the_last_checkpoint_equals_not_having_stopped(train, la
     assert metrics(rest)["epochs"] == 4
     with open(rest / "history.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["2", "3"]
+
+
+def test_a_continued_training_drops_what_it_would_have_dropped(train):
+    words = ["model=ternary_mlp", "model.widths=[16,16]", "model.dropout=0.5", "scheduler=none"]
+    states: dict[str, Any] = {}
+    for name, more in (("whole", []), ("half", ["trainer.max_epochs=1"]), ("rest", ["ckpt={}/checkpoints/last.ckpt"])):
+        directory = train(*words, *(word.format(states.get("directory")) for word in more), name=name)
+        states["directory"] = directory
+        states[name] = read(directory / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(tensor, states["rest"][name]) for name, tensor in states["whole"].items())
+    assert not torch.equal(states["half"]["network.model.fc.weight"], states["whole"]["network.model.fc.weight"])
+
+
+def test_a_last_batch_of_one_sample_is_refused_where_it_cannot_be_normalised(train, tmp_path):
+    size = len(Digits().load().train.y)
+    with pytest.raises(TrainingError, match=rf"batch_size={size - 1}: leaves a batch of one sample, which batch norm"):
+        train("model=ternary_mlp", "model.widths=[16]", f"batch_size={size - 1}")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    train("model=ternary_lstm", "model.hidden_size=8", f"batch_size={size - 1}", "trainer.max_epochs=1", name="lstm")
 
 
 def test_a_run_continued_in_its_own_directory_keeps_one_row_per_epoch(train):

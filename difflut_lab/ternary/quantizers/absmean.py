@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from difflut_lab.registry import register_quantizer
-from difflut_lab.ternary.quantizers.base import TINY, Quantizer, Ternary, straight_through
+from difflut_lab.ternary.quantizers.base import Quantizer, Ternary, smallest, straight_through
 
 
 @register_quantizer("absmean")
@@ -22,6 +22,6 @@ class AbsMean(Quantizer):
     """
 
     def quantize(self, weight: Tensor, generator: torch.Generator | None) -> Ternary:
-        scale = self.mean(weight.detach().abs()).clamp(min=TINY)
+        scale = self.mean(weight.detach().abs()).clamp(min=smallest(weight.dtype))
         codes = (weight.detach() / scale).round_().clamp_(-1, 1)
         return Ternary(straight_through(weight, codes, 1 / scale), scale, torch.zeros_like(scale))

@@ -22,6 +22,11 @@ Granularity = Literal["tensor", "channel", "group"]
 TINY = 1e-12
 
 
+def smallest(dtype: torch.dtype) -> float:
+    """What values of a type are divided by at least: ``TINY``, or in float16, which has no such number, the least."""
+    return max(TINY, torch.finfo(dtype).tiny)
+
+
 class Ternary(NamedTuple):
     """A quantised weight: ``scale * codes + skew * |codes|``."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from difflut_lab.registry import register_quantizer
-from difflut_lab.ternary.quantizers.base import TINY, Quantizer, Ternary
+from difflut_lab.ternary.quantizers.base import Quantizer, Ternary, smallest
 
 # a weight of equal magnitudes starts at exactly half its step, which shall round away from 0
 HALF = 0.5 - 1e-5
@@ -36,14 +36,14 @@ class LearnedStep(Quantizer):
 
     @torch.no_grad()
     def prepare(self, weight: Tensor) -> None:
-        self.step = nn.Parameter(self.compact(2 * self.mean(weight.abs())).clamp(min=TINY).clone())
+        self.step = nn.Parameter(self.compact(2 * self.mean(weight.abs())).clamp(min=smallest(weight.dtype)).clone())
 
     def quantize(self, weight: Tensor, generator: torch.Generator | None) -> Ternary:
         count = self.compact(self.sum(torch.ones_like(weight)))
         # the value of the step, and a share of its gradient
         share = 1 / count.sqrt()
         step = self.step.abs()
-        step = (step * share + (step - step * share).detach()).clamp(min=TINY)
+        step = (step * share + (step - step * share).detach()).clamp(min=smallest(weight.dtype))
         scale = self.spread(step, weight)
         return Ternary(_Round.apply(weight, scale), scale, torch.zeros_like(scale))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from difflut_lab.registry import register_quantizer
 from difflut_lab.ternary.quantizers.absmean import AbsMean
-from difflut_lab.ternary.quantizers.base import TINY, Ternary, straight_through
+from difflut_lab.ternary.quantizers.base import Ternary, smallest, straight_through
 
 
 @register_quantizer("stochastic")
@@ -32,7 +32,7 @@ class Stochastic(AbsMean):
         if generator is None:
             return super().quantize(weight, None)
         latent = weight.detach()
-        scale = self.mean(latent.abs()).clamp(min=TINY)
+        scale = self.mean(latent.abs()).clamp(min=smallest(latent.dtype))
         noise = torch.rand(latent.shape, generator=generator, dtype=latent.dtype, device=latent.device)
         codes = torch.sign(latent) * (noise * scale < latent.abs())
         return Ternary(straight_through(weight, codes, 1 / scale), scale, torch.zeros_like(scale))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from difflut_lab.registry import register_quantizer
 from difflut_lab.schema import Fraction, PositiveInt, Probability
-from difflut_lab.ternary.quantizers.base import TINY, Granularity, Quantizer, Ternary, straight_through
+from difflut_lab.ternary.quantizers.base import Granularity, Quantizer, Ternary, smallest, straight_through
 
 # of the larger of two scales: what is below would be a zero when ternary weights are quantised again
 SMALLEST = 2.0
@@ -62,7 +62,7 @@ class TrainedTernary(Quantizer):
             kept = (codes == sign).to(weight.dtype)
             mean = self.sum(weight.abs() * kept) / self.sum(kept).clamp(min=1)
             # where no weight has the code, the scale of all of them
-            mean = torch.where(self.sum(kept) > 0, mean, self.mean(weight.abs())).clamp(min=TINY)
+            mean = torch.where(self.sum(kept) > 0, mean, self.mean(weight.abs())).clamp(min=smallest(weight.dtype))
             setattr(self, f"log_{name}", nn.Parameter(self.compact(mean).log()))
 
     def quantize(self, weight: Tensor, generator: torch.Generator | None) -> Ternary:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from difflut_lab.registry import register_quantizer
 from difflut_lab.schema import Fraction, PositiveInt, Probability
-from difflut_lab.ternary.quantizers.base import TINY, Granularity, Quantizer, Ternary, straight_through
+from difflut_lab.ternary.quantizers.base import Granularity, Quantizer, Ternary, smallest, straight_through
 
 
 @register_quantizer("twn")
@@ -41,7 +41,8 @@ class TernaryWeightNetworks(Quantizer):
         latent = weight.detach()
         magnitude = latent.abs()
         kept = magnitude > self.threshold * self.mean(magnitude)
-        scale = (self.sum(magnitude * kept) / self.sum(kept.to(latent.dtype)).clamp(min=1)).clamp(min=TINY)
+        scale = self.sum(magnitude * kept) / self.sum(kept.to(latent.dtype)).clamp(min=1)
+        scale = scale.clamp(min=smallest(latent.dtype))
         codes = torch.sign(latent) * kept
         return Ternary(straight_through(weight, codes, 1 / scale), scale, torch.zeros_like(scale))
 

@@ -19,7 +19,7 @@ import torch
 from llvmlite import binding, ir
 from numba.core import cgutils, types
 
-from difflut_lab.ops.kernel.cpu import FLOAT, I1, I8, I16, I32, I64, Vectors
+from difflut_lab.ops.kernel.cpu import FLOAT, I1, I8, I16, I32, I64, Vectors, intrinsic
 from difflut_lab.ops.ternary_linear.activations import LEVELS
 
 # lanes on all machines: where registers are half as wide, two are one
@@ -341,3 +341,30 @@ def emitted(fixed: Sequence[Any], numbers: int, emit: Callable[..., None]) -> tu
         return context.get_dummy_value()
 
     return types.void(*fixed, *[types.int64] * numbers), generate
+
+
+@intrinsic
+def begin_panels(typingctx, kind):  # type: ignore[no-untyped-def]
+    """Before a thread's first ``dot_panels``: AMX registers of 16 rows of 64 bytes."""
+
+    def emit(v: Dots) -> None:
+        if chosen(kind) != "amx":
+            return
+        layout = cgutils.alloca_once(v.builder, I8, size=I64(64))
+        # a palette, 15 bytes of other things, bytes per row of 16 registers in two bytes each, rows of each
+        octets = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8
+        v.store(v.constant(I8, octets), layout, I64(0))
+        v.call("llvm.x86.ldtilecfg", ir.VoidType(), layout)
+
+    return emitted((kind,), 0, emit)
+
+
+@intrinsic
+def end_panels(typingctx, kind):  # type: ignore[no-untyped-def]
+    """After a thread's last ``dot_panels``: AMX registers are given back."""
+
+    def emit(v: Dots) -> None:
+        if chosen(kind) == "amx":
+            v.call("llvm.x86.tilerelease", ir.VoidType())
+
+    return emitted((kind,), 0, emit)

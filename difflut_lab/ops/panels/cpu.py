@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils
 
 from difflut_lab.ops.dot.cpu import (
     DIGITS,
@@ -323,33 +322,6 @@ def await_outputs(typingctx, y, outputs, tokens):  # type: ignore[no-untyped-def
                 v.prefetch(y, v.builder.mul(t, outputs), I64(TILE * p), write=True)
 
     return emitted((), 3, emit)
-
-
-@intrinsic
-def begin_panels(typingctx, kind):  # type: ignore[no-untyped-def]
-    """Before a thread's first ``dot_panels``: AMX registers of 16 rows of 64 bytes."""
-
-    def emit(v: Dots) -> None:
-        if chosen(kind) != "amx":
-            return
-        layout = cgutils.alloca_once(v.builder, I8, size=I64(64))
-        # a palette, 15 bytes of other things, bytes per row of 16 registers in two bytes each, rows of each
-        octets = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8
-        v.store(v.constant(I8, octets), layout, I64(0))
-        v.call("llvm.x86.ldtilecfg", ir.VoidType(), layout)
-
-    return emitted((kind,), 0, emit)
-
-
-@intrinsic
-def end_panels(typingctx, kind):  # type: ignore[no-untyped-def]
-    """After a thread's last ``dot_panels``: AMX registers are given back."""
-
-    def emit(v: Dots) -> None:
-        if chosen(kind) == "amx":
-            v.call("llvm.x86.tilerelease", ir.VoidType())
-
-    return emitted((kind,), 0, emit)
 
 
 @intrinsic

@@ -152,6 +152,8 @@ def test_a_description_must_be_the_models(tmp_path: Path) -> None:
     config = config_of("ternary_mlp")
     with pytest.raises(ConfigError, match=r"config.name=ternary_vit: the model is a TernaryMLP"):
         save_packed(packed_of(config), tmp_path / "net", config=config_of("ternary_vit"))
+    with pytest.raises(ConfigError, match=r"config.name: must be given"):
+        save_packed(packed_of(config), tmp_path / "net", config={key: config[key] for key in config if key != "name"})
     with pytest.raises(ConfigError, match=r"Unknown model 'ternary_mpl'. Did you mean 'ternary_mlp'"):
         save_packed(packed_of(config), tmp_path / "net", config=config | {"name": "ternary_mpl"})
     with pytest.raises(ConfigError, match=r"<object .*: must be a plain value"):

@@ -120,6 +120,12 @@ def test_fixed_refuses_weights_that_would_all_be_0() -> None:
     assert 0.5 < layer.quantized().codes.abs().mean() < 0.9
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 0.7])
+def test_ttq_refuses_thresholds_at_which_its_scales_would_be_one(threshold: float) -> None:
+    with pytest.raises(ConfigError, match=rf"threshold={threshold}: must be greater than 0 and less than 0\.5"):
+        TernaryLinear(20, 4, quantizer={"name": "ttq", "threshold": threshold})
+
+
 def test_a_share_of_latent_weight_in_training_only() -> None:
     layer = TernaryLinear(20, 4)
     latent, ternary = layer.weight.detach(), layer.quantized().values()

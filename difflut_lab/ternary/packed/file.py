@@ -55,6 +55,8 @@ def save_packed(
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLayer)}
     if not layers:
         raise PackError(f"This {type(model).__name__} is not packed: save what pack(model) returns.")
+    if config is not None and "name" not in config:
+        raise ConfigError("config.name: must be given, the registered name of the model.")
     if config is not None and type(model) is not REGISTRY.get("model", config["name"]):
         raise ConfigError(f"config.name={config['name']}: the model is a {type(model).__name__}, which is another one.")
     header = {

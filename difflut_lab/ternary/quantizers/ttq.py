@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from difflut_lab.errors import ConfigError
 from difflut_lab.registry import register_quantizer
-from difflut_lab.schema import Fraction, PositiveInt, Probability
+from difflut_lab.schema import PositiveInt, Probability
 from difflut_lab.ternary.quantizers.base import Granularity, Quantizer, Ternary, smallest, straight_through
 
 # of the larger of two scales: what is below would be a zero when ternary weights are quantised again
 SMALLEST = 2.0
+Threshold = Annotated[float, Field(gt=0, lt=1 / SMALLEST)]
 
 
 @register_quantizer("ttq")
@@ -33,7 +37,12 @@ class TrainedTernary(Quantizer):
     granularity, group_size, blend
         As of ``Quantizer``.
     threshold : float
-        In units of the largest magnitude that shares the scale.
+        In units of the largest magnitude that shares the scale; less than a half.
+
+    Raises
+    ------
+    ConfigError
+        If the threshold is another number.
 
     Attributes
     ----------
@@ -50,9 +59,11 @@ class TrainedTernary(Quantizer):
         granularity: Granularity = "channel",
         group_size: PositiveInt = 64,
         blend: Probability = 1.0,
-        threshold: Fraction = 0.05,
+        threshold: Threshold = 0.05,
     ) -> None:
         super().__init__(granularity=granularity, group_size=group_size, blend=blend)
+        if not 0 < threshold < 1 / SMALLEST:
+            raise ConfigError(f"threshold={threshold}: must be greater than 0 and less than {1 / SMALLEST}.")
         self.threshold = threshold
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from difflut_lab.data import DataSet
 from difflut_lab.errors import CheckpointError
 from difflut_lab.models import Model
 from difflut_lab.registry import REGISTRY
+from difflut_lab.ternary import TernaryActivation
 from difflut_lab.ternary.packed.file import load_packed, read_header, save_packed
 from difflut_lab.ternary.packed.layers import PackedLayer, Storage
 from difflut_lab.ternary.packing import pack
@@ -149,6 +150,10 @@ class Agreement:
     differing: int
     # for how many of them the two name different classes
 
+    rounds: bool
+    # whether activations are rounded to 8 bits or trits: a value on the border between two steps may then, by the last
+    # bit of a batch norm that is folded or not, be either
+
 
 @torch.no_grad()
 def compare(path: str | Path, packed: Network, data: Mapping[str, Any] | None = None) -> Agreement:
@@ -183,7 +188,14 @@ def compare(path: str | Path, packed: Network, data: Mapping[str, Any] | None = 
         differing += int((classes != packed_classes).sum())
     samples = len(data_set.test.y)
     return Agreement(
-        accuracy=right / samples, packed_accuracy=packed_right / samples, samples=samples, differing=differing
+        accuracy=right / samples,
+        packed_accuracy=packed_right / samples,
+        samples=samples,
+        differing=differing,
+        rounds=any(
+            isinstance(module, TernaryActivation) or getattr(module, "activation_bits", None)
+            for module in packed.modules()
+        ),
     )
 
 

@@ -318,12 +318,16 @@ def test_a_processor_without_avx2_has_the_reference(
     assert caplog.records[0].getMessage() == f"kernels of ternary_linear: reference ({NO_AVX2})"
 
 
-def test_float64_and_grouped_scales_have_the_reference() -> None:
+def test_float64_grouped_scales_and_long_sums_have_the_reference() -> None:
     x, tensors = torch.randn(5, 50), parameters(9, 50, False)
     ternary_linear(x.double(), **tensors)
     assert chosen_kernels() == {"ternary_linear": "reference (computes in float64)"}
     ternary_linear(x, tensors["codes"], torch.rand(9, 5), group_size=10)
     assert chosen_kernels() == {"ternary_linear": "reference (scales differ by group)"}
+    # 127 times as much is more than 2^24
+    x, tensors = torch.randn(1, 132_105), parameters(1, 132_105, False)
+    assert torch.equal(ternary_linear(x, **tensors, activation_bits=8), linear_reference(x, tensors))
+    assert chosen_kernels() == {"ternary_linear": "reference (float32 does not hold sums of so many levels)"}
 
 
 @pytest.mark.parametrize("bits", [None, 8])

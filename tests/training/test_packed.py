@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import json
 import os
 import subprocess
@@ -74,6 +76,24 @@ def test_a_difference_is_counted(train):
     layer.bias.neg_().add_(3)
     agreement = compare(checkpoint, packed)
     assert agreement.differing > 0 and agreement.packed_accuracy != agreement.accuracy
+
+
+@pytest.mark.parametrize(
+    ("option", "rounds"), [(None, False), ("model.activation_bits=8", True), ("model.activation=ternary", True)]
+)
+def test_differences_are_errors_where_no_activation_is_rounded(train, capsys, monkeypatch, option, rounds):
+    checkpoint = train(*MLP, *([option] if option else [])) / "checkpoints" / "best.ckpt"
+    agreement = compare(checkpoint, pack_checkpoint(checkpoint).network)
+    assert agreement.rounds == rounds
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    show = importlib.import_module("pack")._show_agreement
+    differing = dataclasses.replace(agreement, differing=3)
+    if rounds:
+        show(differing)
+        assert "They name different classes for 3 of the 360 test samples" in capsys.readouterr().out
+    else:
+        with pytest.raises(SystemExit, match="Error: the packed network differs on 3 of 360 test samples"):
+            show(differing)
 
 
 def test_networks_without_ternary_layers_are_refused(train, tmp_path):

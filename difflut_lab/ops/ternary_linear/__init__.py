@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difflut_lab.ops.dispatch import choose
-from difflut_lab.ops.ternary_linear.activations import quantize_activations
+from difflut_lab.ops.ternary_linear.activations import EXACT, LEVELS, quantize_activations
 from difflut_lab.ops.ternary_linear.codes import WORD, pack_base3, pack_codes, unpack_base3, unpack_codes
 from difflut_lab.ops.ternary_linear.ways import explain
 
@@ -29,13 +29,16 @@ __all__ = [
 ]
 
 GROUPED = "scales differ by group"
+INEXACT = "float32 does not hold sums of so many levels"
 NO_AVX2 = "the processor has no AVX2"
 
 
-def _plain(x: Tensor, group_size: int | None) -> str:
-    """Why only the reference computes a product."""
+def _plain(x: Tensor, length: int, group_size: int | None, activation_bits: int | None) -> str:
+    """Why only the reference computes a product with rows of K weights, a length."""
     if group_size:
         return GROUPED
+    if activation_bits and length * LEVELS >= EXACT:
+        return INEXACT
     return "" if _has_avx2() or x.device.type != "cpu" else NO_AVX2
 
 
@@ -53,7 +56,7 @@ def _compute_linear(
     group_size: int | None,
     activation_bits: int | None,
 ) -> Tensor:
-    backend = choose("ternary_linear", 0, x, scale, plain=_plain(x, group_size))
+    backend = choose("ternary_linear", 0, x, scale, plain=_plain(x, x.shape[1], group_size, activation_bits))
     y: Tensor = backend.linear(x.contiguous(), codes, scale, bias, skew, group_size, activation_bits)
     return y.to(x.dtype)
 
@@ -87,7 +90,8 @@ def _compute_conv2d(
     group_size: int | None,
     activation_bits: int | None,
 ) -> Tensor:
-    backend = choose("ternary_linear", 0, x, scale, plain=_plain(x, group_size))
+    plain = _plain(x, math.prod(weight_shape[1:]), group_size, activation_bits)
+    backend = choose("ternary_linear", 0, x, scale, plain=plain)
     y: Tensor = backend.conv2d(
         x, codes, scale, bias, skew, weight_shape, stride, padding, groups, group_size, activation_bits
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 LEVELS = 127  # largest magnitude of a rounded value
+EXACT = 1 << 24  # float32 holds all integers up to it
 
 
 def quantize_activations(x: Tensor, dims: Sequence[int] = (-1,)) -> tuple[Tensor, Tensor]:

@@ -30,8 +30,7 @@ from difflut_lab.ops.panels.cpu import (
     weigh,
     weigh_rows,
 )
-from difflut_lab.ops.ternary_linear import reference
-from difflut_lab.ops.ternary_linear.activations import LEVELS, quantize_activations
+from difflut_lab.ops.ternary_linear.activations import quantize_activations
 from difflut_lab.ops.ternary_linear.codes import WORD
 from difflut_lab.ops.ternary_linear.ways import attempt, tried
 from difflut_lab.ops.threads.cpu import run
@@ -145,8 +144,6 @@ def linear(
 ) -> Tensor:
     """``(M, O)`` of ``x (M, K)``; see ``ternary_linear``."""
     (tokens, inputs), outputs = x.shape, len(codes)
-    if group_size is not None or inputs * LEVELS >= reference.EXACT:
-        return reference.linear(x, codes, scale, bias, skew, group_size, activation_bits)
     arguments = _prepared(x, codes, scale, bias, skew)
     if activation_bits is None or tokens == 0:
         return _weighted(*arguments)
@@ -300,10 +297,6 @@ def conv2d(
 ) -> Tensor:
     """``(B, O, H', W')`` of ``x (B, C, H, W)``; see ``ternary_conv2d``."""
     length, shape = math.prod(weight_shape[1:]), tuple(weight_shape)
-    if group_size is not None or length * LEVELS >= reference.EXACT:
-        return reference.conv2d(
-            x, codes, scale, bias, skew, weight_shape, stride, padding, groups, group_size, activation_bits
-        )
     arguments = _prepared(x, codes, scale, bias, skew)
     convolution = partial(functional.conv2d, stride=tuple(stride), padding=tuple(padding), groups=groups)
     if activation_bits is None:

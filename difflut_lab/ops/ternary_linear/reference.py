@@ -14,11 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from difflut_lab.ops.shapes import compute_dtype
-from difflut_lab.ops.ternary_linear.activations import LEVELS, quantize_activations
+from difflut_lab.ops.ternary_linear.activations import EXACT, LEVELS, quantize_activations
 from difflut_lab.ops.ternary_linear.codes import unpack_codes
-
-# integers up to which float32 holds all of them: sums of more inputs are computed in float64
-EXACT = 1 << 24
 
 
 def linear(
